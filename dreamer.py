@@ -1,0 +1,1039 @@
+"""DreamerV3 in one file, to be read beside the paper.
+
+Hafner, Pasukonis, Ba, Lillicrap: "Mastering diverse control tasks through world models", Nature
+2025, arXiv 2301.04104v2. Equation numbers are those of arXiv v2.
+
+    python dreamer.py --config dreamer.yaml --env CartPole-v1
+
+The agent learns a world model from replayed experience (a recurrent state-space model, RSSM),
+dreams with it from every replayed state, and learns what to do from these dreams alone.
+
+Reading map, top to bottom: hyperparameters · what flows through the program · robust predictions
+(Eq. 8-11) · networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) ·
+actor learning (Eq. 6-7) · one gradient step · acting · training. Networks that know nothing of
+reinforcement learning live in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py,
+every number in dreamer.yaml, and replay, optimiser, files and plots in utils/.
+
+Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
+c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
+s_t = (h_t, z_t) laid side by side: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
+γ, λ, η: `gamma`, `lambda_`, `eta`. `params` are weights, `config` hyperparameters, `key` randomness.
+
+Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T dreams,
+H steps of a dream, E environments, D recurrent units, S latents of K classes each, F = D + S·K
+features, A action entries, V value bins, X the observation's axes. Time is axis 1, left to right.
+
+The time line. A row of the replay is what the agent knew and did at time t: x_t, r_t and the flags
+arrived because of a_{t-1}; then a_t was chosen. With x_t = t, r_t = 100 + t, a_t = 10 t, an episode
+that terminates at t = 3 and one that its time limit cuts at t = 2:
+
+    row           0    1    2    3  |  4    5    6  |  7
+    x             0    1    2    3  |  0    1    2  |  0
+    r             0  101  102  103  |  0  101  102  |  0
+    is_first      1    0    0    0  |  1    0    0  |  1
+    is_last       0    0    0    1  |  0    0    1  |  0
+    is_terminal   0    0    0    1  |  0    0    0  |  0
+    a             0   10   20   (30)|  0   10   (20)|  0     (chosen, never carried out)
+
+So h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), where is_first puts zeros in place of all three. The reward
+and continue predicted from s_t are r_t and c_t, and what a_t earns stands at t + 1:
+R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}). The discount γ = 1 - 1/horizon lives in the
+continue target and is multiplied nowhere else in a dream.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import gymnax_wrappers
+from jaxmodels_nnx import MLP, BlockGRU, ConvDecoder, ConvEncoder, Head, Linear, image_sizes
+from utils import cli, optim, replay as replay_buffer, weights
+from utils.config import setting
+from utils.logger import Episode, Monitor
+
+# ------------------------------------------------------------------------------------------------
+# Hyperparameters: what each means; the numbers are in dreamer.yaml
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run, for how long, and how often it is looked at."""
+
+    env: str = setting("Gymnax environment id")
+    observation: str = setting("how x is read", choices=("auto", "vector", "image"))
+    seed: int = setting("seed of all randomness", low=0)
+    steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
+    envs: int = setting("E: environments stepped side by side", low=1)
+    prefill: int = setting("environment steps before the first update", low=1)
+    train_ratio: float = setting("replayed rows trained on per environment step", above=0)
+    chunk: int = setting("environment steps per compiled call and line of metrics", low=1)
+    eval_every: int = setting("environment steps between evaluations", low=1)
+    eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
+    eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the networks."""
+
+    deter: int = setting("D: width of the recurrent state h", low=1)
+    hidden: int = setting("width of the layers in the RSSM", low=1)
+    latents: int = setting("S: number of categorical latents", low=1)
+    classes: int = setting("K: classes of each latent", low=1, high=256)
+    blocks: int = setting("G: blocks of the recurrent matrices", low=1)
+    units: int = setting("width of the other MLPs", low=1)
+    depth: int = setting("channels of the first convolution, divided by the first multiplier", low=1)
+    multipliers: tuple[int, ...] = setting("channels per halving of an image, in units of depth")
+    kernel: int = setting("side of the convolution kernels, pixels", low=1)
+    seed_pixels: int = setting("smallest side that an image is halved to, pixels", low=1)
+    encoder_layers: int = setting("hidden layers of the vector encoder", low=1)
+    decoder_layers: int = setting("hidden layers of the vector decoder", low=1)
+    prior_layers: int = setting("hidden layers of the prior", low=1)
+    posterior_layers: int = setting("hidden layers of the posterior", low=1)
+    reward_layers: int = setting("hidden layers of the reward head", low=1)
+    continue_layers: int = setting("hidden layers of the continue head", low=1)
+    actor_layers: int = setting("hidden layers of the actor", low=1)
+    critic_layers: int = setting("hidden layers of the critic", low=1)
+    bins: int = setting("V: bins of the two-hot heads, odd", low=3)
+    unimix: float = setting("share of the uniform distribution in prior and posterior", low=0, high=1)
+    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
+    actor_scale: float = setting("scale of the actor's initial output weights", low=0)
+    min_std: float = setting("least standard deviation of continuous actions", above=0)
+    max_std: float = setting("largest standard deviation of continuous actions", above=0)
+    std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is stored and drawn."""
+
+    capacity: int = setting("rows stored, over all environments", low=1)
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: trained rows per sequence (one more gives the first latent)", low=1)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Scales and constants of the losses."""
+
+    beta_pred: float = setting("β_pred: scale of the prediction loss", low=0)
+    beta_dyn: float = setting("β_dyn: scale of the dynamics loss", low=0)
+    beta_rep: float = setting("β_rep: scale of the representation loss", low=0)
+    beta_actor: float = setting("scale of the actor loss", low=0)
+    beta_critic: float = setting("β_val: scale of the critic loss on dreams", low=0)
+    beta_replay: float = setting("β_repval: scale of the critic loss on replayed rows", low=0)
+    free_bits: float = setting("nats below which the KL is not pushed", low=0)
+    imagination: int = setting("H: steps of a dream", low=1)
+    horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
+    lambda_: float = setting("λ of the λ-return", low=0, high=1)
+    eta: float = setting("η: scale of the actor's entropy bonus", low=0)
+    slow_rate: float = setting("share of the critic mixed into the slow critic per update", low=0, high=1)
+    slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
+    return_rate: float = setting("share of a batch mixed into the return range per update", low=0, high=1)
+    return_limit: float = setting("L: least divisor of the advantages", above=0)
+    return_low: float = setting("lower percentile of the return range", low=0, high=100)
+    return_high: float = setting("upper percentile of the return range", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AGC and LaProp."""
+
+    lr: float = setting("peak learning rate", above=0)
+    warmup: int = setting("updates until the learning rate has risen to lr", low=0)
+    lr_final: float = setting("learning rate at the end of the run, as a share of lr", low=0, high=1)
+    agc: float = setting("gradient norm allowed, as a share of the weight norm", above=0)
+    agc_floor: float = setting("least weight norm that AGC reckons with", above=0)
+    rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
+    momentum: float = setting("decay of the momentum", low=0, below=1)
+    eps: float = setting("ε beside the root mean square", above=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number that the program uses, one field per section of the YAML file."""
+
+    run: Run
+    model: Model
+    replay: Replay
+    learning: Learning
+    optimizer: Optimizer
+
+    def __post_init__(self):
+        """Checks that take two numbers to make; the rest is checked field by field."""
+        run, model, replay = self.run, self.model, self.replay
+        rows = replay.length + 1
+        checks = (
+            (model.deter % model.blocks == 0,
+             f"model.deter: expected a multiple of model.blocks = {model.blocks}, "
+             f"found {model.deter}"),
+            (model.bins % 2 == 1, f"model.bins: expected an odd number, found {model.bins}"),
+            (model.min_std <= model.max_std,
+             f"model.max_std: expected at least model.min_std = {model.min_std}, "
+             f"found {model.max_std}"),
+            (replay.capacity // run.envs >= rows,
+             f"replay.capacity: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} rows, found {replay.capacity}"),
+            (run.prefill // run.envs >= rows,
+             f"run.prefill: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} steps, found {run.prefill}"),
+            (replay.capacity >= replay.batch * replay.length,
+             f"replay.capacity: expected at least one batch = "
+             f"{replay.batch * replay.length} rows, found {replay.capacity}"),
+            (self.learning.return_low < self.learning.return_high,
+             f"learning.return_high: expected more than learning.return_low = "
+             f"{self.learning.return_low}, found {self.learning.return_high}"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise ValueError(message)
+
+
+# ------------------------------------------------------------------------------------------------
+# What flows through the program
+# ------------------------------------------------------------------------------------------------
+
+
+class Latent(NamedTuple):
+    """The model state s_t: recurrent h [..., D] and sampled one-hot z [..., S, K]."""
+
+    h: jax.Array
+    z: jax.Array
+
+
+class Row(NamedTuple):
+    """One row of the replay (the time line above); stored [E, C, ...], sampled [B, T + 1, ...]."""
+
+    x: jax.Array  # [..., X] observation, float32 or uint8
+    r: jax.Array  # [...] reward
+    is_first: jax.Array  # [...] first row of an episode
+    is_last: jax.Array  # [...] last row of an episode, for whatever reason
+    is_terminal: jax.Array  # [...] the world ended here; never true for a time limit
+    a: jax.Array  # [..., A] action chosen here
+    h: jax.Array  # [..., D] recurrent state, as of the last time this row was seen
+    z: jax.Array  # [..., S] class of each latent, uint8
+
+
+class Dream(NamedTuple):
+    """What was imagined from N states: features s [N, H+1, F] and the actions a [N, H, A]."""
+
+    s: jax.Array
+    a: jax.Array
+
+
+class AgentState(NamedTuple):
+    """All that learning changes."""
+
+    params: Any  # weights of the networks
+    slow_critic: Any  # weights of the slow critic
+    opt_state: Any
+    return_range: jax.Array  # [2] running low and high percentile of the returns
+    step: jax.Array  # updates done
+
+
+class Finished(NamedTuple):
+    """Episodes that ended at a row: whether, return, number of actions; [E]."""
+
+    is_last: jax.Array
+    total: jax.Array
+    length: jax.Array
+
+
+class Player(NamedTuple):
+    """E environments in mid-episode, and what the agent remembers of them."""
+
+    env: Any  # environment states [E, ...]
+    now: Any  # the Step that has just arrived [E, ...]
+    latent: Latent  # s_{t-1}
+    a: jax.Array  # a_{t-1} [E, A]
+    total: jax.Array  # return of the running episode [E]
+    length: jax.Array  # its number of actions so far [E]
+
+
+class Loop(NamedTuple):
+    """Everything that a compiled chunk of training takes and gives back."""
+
+    agent: AgentState
+    replay: replay_buffer.Replay
+    player: Player
+    key: jax.Array
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What is fixed while the program runs: a static argument of every compiled function."""
+
+    config: Config
+    env: gymnax_wrappers.Environment
+    networks: nnx.GraphDef
+    critic: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+
+
+# ------------------------------------------------------------------------------------------------
+# Robust predictions (Eq. 8-11)
+# ------------------------------------------------------------------------------------------------
+
+
+def symlog(x):
+    """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1)
+
+    Shapes: any.
+    """
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x):
+    """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), the inverse of symlog
+
+    Shapes: any.
+    """
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+def value_bins(n):
+    """Eq. 10 | the bins b_i = symexp(-20 ... 20), n of them, antisymmetric to the bit
+
+    Shapes: -> [V]; n is odd, so that the middle bin is 0.
+    """
+    half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
+    return jnp.concatenate([half, -half[:-1][::-1]])
+
+
+def twohot_mean(logits, bins):
+    """Eq. 10 | ŷ = softmax(logits)ᵀ b, summed in mirrored pairs: zero logits give exactly 0
+
+    Shapes: logits [..., V], bins [V] -> [...].
+    """
+    weighted = jax.nn.softmax(logits) * bins
+    middle = bins.shape[0] // 2
+    pairs = weighted[..., :middle] + weighted[..., : middle : -1]
+    return pairs.sum(-1) + weighted[..., middle]
+
+
+def twohot_loss(logits, target, bins):
+    """Eq. 11 | -twohot(y)ᵀ ln softmax(logits), y between its two nearest bins, linear in raw space
+
+    Targets outside the bins count as the end bin. No [..., V] target is ever built.
+
+    Shapes: logits [..., V], target [...], bins [V] -> [...].
+    """
+    target = jnp.clip(target, bins[0], bins[-1])
+    below = jnp.clip(jnp.searchsorted(bins, target, side="right") - 1, 0, bins.shape[0] - 2)
+    share = (target - bins[below]) / (bins[below + 1] - bins[below])
+    two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
+    picked = (1.0 - share) * two[..., 0] + share * two[..., 1]
+    return jax.nn.logsumexp(logits, -1) - picked
+
+
+def unimix(logits, ratio):
+    """Probabilities (1 - ratio) softmax(logits) + ratio uniform: no class ever dies
+
+    Shapes: logits [..., K] -> [..., K].
+    Source: paper, section "World model learning", 1% unimix.
+    """
+    return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]
+
+
+def sample_onehot(key, probs):
+    """z ~ Categorical(probs) as one-hot, with the straight-through gradient of probs
+
+    One uniform number per latent against the cumulative sum.
+
+    Shapes: probs [..., K] -> [..., K].
+    """
+    bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
+    uniform = jax.random.uniform(key, probs.shape[:-1] + (1,))
+    onehot = jax.nn.one_hot(jnp.sum(uniform >= bounds, -1), probs.shape[-1])
+    return onehot + probs - jax.lax.stop_gradient(probs)
+
+
+def kl(p, q):
+    """KL(p ‖ q) = Σ_k p_k (ln p_k - ln q_k) of categorical probabilities, in nats
+
+    Shapes: p, q [..., K] -> [...].
+    """
+    return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)
+
+
+def entropy(p):
+    """-Σ_k p_k ln p_k of categorical probabilities, in nats
+
+    Shapes: p [..., K] -> [...].
+    """
+    return -jnp.sum(p * jnp.log(p), -1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Networks (Eq. 1, Eq. 4)
+# ------------------------------------------------------------------------------------------------
+
+
+class Categorical(NamedTuple):
+    """The actor's distribution over A discrete actions; actions are one-hot."""
+
+    logits: jax.Array  # [..., A]
+
+    def sample(self, key):
+        """-> [..., A]; one uniform number per action, no gradient (REINFORCE needs none)."""
+        return jax.lax.stop_gradient(sample_onehot(key, jax.nn.softmax(self.logits)))
+
+    def log_prob(self, a):
+        """ln π(a): a [..., A] -> [...]."""
+        return jnp.sum(a * jax.nn.log_softmax(self.logits), -1)
+
+    def entropy(self):
+        """In nats, -> [...]."""
+        return -jnp.sum(jax.nn.softmax(self.logits) * jax.nn.log_softmax(self.logits), -1)
+
+
+class BoundedNormal(NamedTuple):
+    """The actor's distribution over A continuous actions, clipped only at the environment."""
+
+    mean: jax.Array  # [..., A], within (-1, 1)
+    std: jax.Array  # [..., A]
+
+    def sample(self, key):
+        """-> [..., A], unclipped, no gradient (REINFORCE needs none)."""
+        noise = jax.random.normal(key, self.mean.shape)
+        return jax.lax.stop_gradient(self.mean + self.std * noise)
+
+    def log_prob(self, a):
+        """Log density summed over the action's entries: a [..., A] -> [...]."""
+        error = (a - self.mean) / self.std
+        return jnp.sum(-0.5 * jnp.square(error) - jnp.log(self.std) - 0.5 * jnp.log(2 * jnp.pi), -1)
+
+    def entropy(self):
+        """In nats, summed over the action's entries, -> [...]."""
+        return jnp.sum(jnp.log(self.std) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), -1)
+
+
+def bounded_normal(mean, std, model):
+    """Mean tanh(·), standard deviation between min_std and max_std by a sigmoid
+
+    Shapes: network outputs mean, std [..., A].
+    Source: official code, `bounded_normal`; golden file 7_bounded_normal.
+    """
+    spread = model.max_std - model.min_std
+    return BoundedNormal(
+        jnp.tanh(mean), spread * jax.nn.sigmoid(std + model.std_bias) + model.min_std
+    )
+
+
+def features(latent):
+    """s = [h, z flat], what every head sees
+
+    Shapes: h [..., D], z [..., S, K] -> [..., F].
+    """
+    return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
+
+
+class WorldModel(nnx.Module):
+    """Eq. 1 | sequence model, encoder (posterior), dynamics (prior), reward, continue, decoder"""
+
+    def __init__(self, model, env, rngs):
+        self.model, self.is_image = model, env.is_image
+        z_size, units, eps = model.latents * model.classes, model.units, model.norm_eps
+        s_size = model.deter + z_size
+        tokens = self._observation(env, rngs)
+        sizes = (model.deter, z_size, env.action_size)
+        self.sequence = BlockGRU(sizes, model.hidden, model.blocks, eps, rngs)
+        posterior = MLP(model.deter + tokens, model.hidden, model.posterior_layers, eps, rngs)
+        self.posterior = Head(posterior, model.hidden, z_size, rngs)
+        prior = MLP(model.deter, model.hidden, model.prior_layers, eps, rngs)
+        self.prior = Head(prior, model.hidden, z_size, rngs)
+        reward = MLP(s_size, units, model.reward_layers, eps, rngs)
+        self.reward = Head(reward, units, model.bins, rngs, outscale=0.0)
+        self.continue_ = Head(MLP(s_size, units, model.continue_layers, eps, rngs), units, 1, rngs)
+
+    def _observation(self, env, rngs):
+        """Builds encoder and decoder for the kind of x; returns the width of the tokens."""
+        model, eps = self.model, self.model.norm_eps
+        z_size, units = model.latents * model.classes, model.units
+        if not env.is_image:
+            self.encoder = MLP(env.x_shape[0], units, model.encoder_layers, eps, rngs)
+            decoder = MLP(model.deter + z_size, units, model.decoder_layers, eps, rngs)
+            self.decoder = Head(decoder, units, env.x_shape[0], rngs)
+            return units
+        stages = image_sizes(env.x_shape, model.multipliers, model.seed_pixels)
+        channels = [model.depth * m for m in model.multipliers[: len(stages) - 1]]
+        self.encoder = ConvEncoder(env.x_shape, channels, model.kernel, eps, rngs)
+        sizes, image = (model.deter, z_size, units), (tuple(stages), env.x_shape[-1])
+        layer = (model.kernel, model.blocks, eps)
+        self.decoder = ConvDecoder(sizes, image, tuple(channels), layer, rngs)
+        return stages[-1][0] * stages[-1][1] * channels[-1]
+
+    def encode(self, x):
+        """Tokens of an observation: symlog of a vector, pixels in [-0.5, 0.5] of an image
+
+        Shapes: x [..., X] -> [..., tokens].
+        """
+        if not self.is_image:
+            return self.encoder(symlog(x))
+        tokens = self.encoder(x.reshape(-1, *x.shape[-3:]) / 255.0 - 0.5)
+        return tokens.reshape(*x.shape[:-3], -1)
+
+    def decode(self, latent):
+        """x̂: a vector in symlog space, or an image in (0, 1)
+
+        Shapes: latent [..., D], [..., S, K] -> [..., X].
+        """
+        if not self.is_image:
+            return self.decoder(features(latent))
+        lead, z_size = latent.h.shape[:-1], self.model.latents * self.model.classes
+        image = self.decoder(latent.h.reshape(-1, self.model.deter), latent.z.reshape(-1, z_size))
+        return image.reshape(*lead, *image.shape[1:])
+
+    def recur(self, latent, a):
+        """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
+
+        Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D].
+        """
+        a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))
+        return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)
+
+    def posterior_probs(self, h, tokens):
+        """Eq. 1 | q(z_t | h_t, x_t) with unimix: h [..., D], tokens -> [..., S, K]"""
+        return self._probs(self.posterior(jnp.concatenate([h, tokens], -1)))
+
+    def prior_probs(self, h):
+        """Eq. 1 | p(ẑ_t | h_t) with unimix: h [..., D] -> [..., S, K]"""
+        return self._probs(self.prior(h))
+
+    def _probs(self, logits):
+        shape = (*logits.shape[:-1], self.model.latents, self.model.classes)
+        return unimix(logits.reshape(shape), self.model.unimix)
+
+
+class Actor(nnx.Module):
+    """Eq. 4 | a_t ~ π(a_t | s_t)
+
+    Shapes: s [..., F] -> Categorical or BoundedNormal over [..., A].
+    """
+
+    def __init__(self, model, env, rngs):
+        self.model, self.discrete = model, env.discrete
+        s_size = model.deter + model.latents * model.classes
+        self.mlp = MLP(s_size, model.units, model.actor_layers, model.norm_eps, rngs)
+        self.out = Linear(model.units, env.action_size, rngs, model.actor_scale)
+        if not env.discrete:
+            self.out_std = Linear(model.units, env.action_size, rngs, model.actor_scale)
+
+    def __call__(self, s):
+        x = self.mlp(s)
+        if self.discrete:
+            return Categorical(self.out(x))
+        return bounded_normal(self.out(x), self.out_std(x), self.model)
+
+
+class Networks(nnx.Module):
+    """All networks of the agent: world model, actor, and the critic v(s_t) of Eq. 4"""
+
+    def __init__(self, model, env, rngs):
+        s_size = model.deter + model.latents * model.classes
+        self.world = WorldModel(model, env, rngs)
+        self.actor = Actor(model, env, rngs)
+        critic = MLP(s_size, model.units, model.critic_layers, model.norm_eps, rngs)
+        self.critic = Head(critic, model.units, model.bins, rngs, outscale=0.0)
+
+
+def time_first(tree):
+    """Swaps axes 0 and 1 of every array: `jax.lax.scan` wants time in front, we want it second."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+
+# ------------------------------------------------------------------------------------------------
+# World model learning (Eq. 1-3)
+# ------------------------------------------------------------------------------------------------
+
+
+def observe_step(world, latent, a, now, key):
+    """Eq. 1 | s_{t-1}, a_{t-1}, x_t -> s_t ~ q: one step of the RSSM on real data
+
+    Where is_first is true, the past is zeroed first.
+
+    Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B])
+    -> Latent, posterior probabilities [B, S, K].
+    """
+    tokens, is_first = now
+    keep = 1.0 - is_first.astype(jnp.float32)
+    past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
+    h = world.recur(past, a * keep[:, None])
+    probs = world.posterior_probs(h, tokens)
+    return Latent(h, sample_onehot(key, probs)), probs
+
+
+def observe(world, start, batch, key):
+    """Eq. 1 | posterior states s_1 ... s_T of replayed sequences; row 0 gives the state before
+
+    The one place where actions are shifted: row t meets a_{t-1}.
+
+    Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
+    -> Latent [B, T, ...], posterior probabilities [B, T, S, K].
+    """
+    tokens = world.encode(batch.x[:, 1:])
+    keys = jax.random.split(key, tokens.shape[1])
+
+    def step(latent, inputs):
+        a, token, is_first, step_key = inputs
+        latent, probs = observe_step(world, latent, a, (token, is_first), step_key)
+        return latent, (latent, probs)
+
+    inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:]))
+    _, outputs = jax.lax.scan(step, start, (*inputs, keys))
+    return time_first(outputs)
+
+
+def decoder_loss(world, latent, x):
+    """Eq. 3 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
+
+    Shapes: latent [B, T, ...], x [B, T, X] -> [B, T].
+    """
+    if world.is_image:
+        return jnp.sum(jnp.square(world.decode(latent) - x / 255.0), (-3, -2, -1))
+    return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)
+
+
+def continue_loss(logit, is_terminal, horizon):
+    """Eq. 3 | -ln p(c_t | s_t), cross entropy with the soft target (1 - is_terminal)(1 - 1/horizon)
+
+    Shapes: logit, is_terminal [...] -> [...].
+    """
+    target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)
+    return optax.sigmoid_binary_cross_entropy(logit, target)
+
+
+def prediction_loss(world, latent, rows, learning):
+    """Eq. 3 | L_pred = -ln p(x_t | s_t) - ln p(r_t | s_t) - ln p(c_t | s_t)
+
+    Shapes: latent, rows [B, T, ...] -> its three terms by name, [B, T] each.
+    """
+    s, bins = features(latent), value_bins(world.model.bins)
+    logit = world.continue_(s)[..., 0]
+    return {
+        "decoder": decoder_loss(world, latent, rows.x),
+        "reward": twohot_loss(world.reward(s), rows.r, bins),
+        "continue": continue_loss(logit, rows.is_terminal, learning.horizon),
+    }
+
+
+def dynamics_loss(posterior, prior, free_bits):
+    """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to foresee the posterior
+
+    The KL is summed over the latents before the free bits are taken.
+
+    Shapes: posterior, prior [..., S, K] -> [...].
+    """
+    return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
+
+
+def representation_loss(posterior, prior, free_bits):
+    """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to foresee
+
+    Shapes: posterior, prior [..., S, K] -> [...].
+    """
+    return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
+
+
+# ------------------------------------------------------------------------------------------------
+# Critic learning (Eq. 4-5)
+# ------------------------------------------------------------------------------------------------
+
+
+def dream(networks, start, steps, key):
+    """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
+
+    Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A].
+    """
+    world = networks.world
+
+    def step(latent, step_key):
+        action_key, latent_key = jax.random.split(step_key)
+        s = features(latent)
+        a = networks.actor(s).sample(action_key)
+        h = world.recur(latent, a)
+        return Latent(h, sample_onehot(latent_key, world.prior_probs(h))), (s, a)
+
+    last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
+    s = jnp.concatenate([s, features(last)[None]])
+    return Dream(*time_first((s, a)))
+
+
+def lambda_returns(r, c, values, lambda_):
+    """Eq. 5 | R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}), t = 0 ... H-1, R_H = v_H
+
+    Shapes: r, c, values [N, H+1], aligned with the state they were predicted from -> [N, H].
+    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line).
+    """
+    def step(following, now):
+        r_next, c_next, v_next = now
+        now = r_next + c_next * ((1.0 - lambda_) * v_next + lambda_ * following)
+        return now, now
+
+    inputs = time_first((r[:, 1:], c[:, 1:], values[:, 1:]))
+    _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
+    return time_first(returns)
+
+
+def trajectory_weights(c):
+    """Probability that a dream is still going on, Π_{i≤t} c_i, the start's own c included
+
+    Shapes: c [N, H+1] -> [N, H+1].
+    """
+    return jnp.cumprod(c, 1)
+
+
+def critic_loss(logits, returns, slow_values, bins, slow_scale):
+    """Eq. 5 | -ln p(R_t | s_t), and towards the slow critic's prediction
+
+    Shapes: logits [..., V]; returns, slow_values [...] -> [...].
+    """
+    to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)
+    to_slow = twohot_loss(logits, jax.lax.stop_gradient(slow_values), bins)
+    return to_returns + slow_scale * to_slow
+
+
+def replay_returns(rows, bootstrap, learning):
+    """λ-returns of real rewards, t = 0 ... T-2, that start anew from the dream's where rows end
+
+    Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the dreamed return of each row.
+    Source: official code, `repl_loss`; golden file 4b_repl_loss.
+    """
+    c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)
+    mix = (1.0 - rows.is_last) * learning.lambda_
+
+    def step(following, now):
+        r_next, c_next, mix_next, boot_next = now
+        now = r_next + c_next * ((1.0 - mix_next) * boot_next + mix_next * following)
+        return now, now
+
+    inputs = time_first(tuple(x[:, 1:] for x in (rows.r, c, mix, bootstrap)))
+    _, returns = jax.lax.scan(step, bootstrap[:, -1], inputs, reverse=True)
+    return time_first(returns)
+
+
+# ------------------------------------------------------------------------------------------------
+# Actor learning (Eq. 6-7)
+# ------------------------------------------------------------------------------------------------
+
+
+def update_return_range(return_range, returns, learning):
+    """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
+
+    Shapes: return_range [2], returns any -> [2].
+    """
+    levels = jnp.array([learning.return_low, learning.return_high])
+    new = jnp.percentile(returns, levels)
+    return (1.0 - learning.return_rate) * return_range + learning.return_rate * new
+
+
+def advantages(returns, values, return_range, limit):
+    """Eq. 6 | (R_t - v(s_t)) / max(L, S)
+
+    Shapes: returns, values [N, H], return_range [2] -> [N, H].
+    """
+    return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])
+
+
+def actor_loss(policy, a, advantage, eta):
+    """Eq. 6 | -(sg(advantage) ln π(a_t | s_t) + η H[π(a_t | s_t)])
+
+    Shapes: policy over a [N, H, A], advantage [N, H] -> [N, H].
+    """
+    reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)
+    return -(reinforce + eta * policy.entropy())
+
+
+# ------------------------------------------------------------------------------------------------
+# One gradient step
+# ------------------------------------------------------------------------------------------------
+
+
+class Learned(NamedTuple):
+    """What one look at a batch leaves behind beside its gradient."""
+
+    return_range: jax.Array
+    latent: Latent  # fresh posterior states [B, T, ...], for the replay
+    metrics: dict
+
+
+def world_losses(networks, batch, key, config):
+    """Eq. 3 | the three losses of the world model on a batch [B, T + 1, ...]
+
+    -> dict of scalars, posterior states [B, T, ...], metrics.
+    """
+    world, learning, model = networks.world, config.learning, config.model
+    start = Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], model.classes))
+    latent, posterior = observe(world, start, batch, key)
+    prior = world.prior_probs(latent.h)
+    rows = jax.tree.map(lambda x: x[:, 1:], batch)
+    terms = prediction_loss(world, latent, rows, learning)
+    losses = {
+        "prediction": sum(terms.values()).mean(),
+        "dynamics": dynamics_loss(posterior, prior, learning.free_bits).mean(),
+        "representation": representation_loss(posterior, prior, learning.free_bits).mean(),
+    }
+    metrics = {f"losses/{name}": term.mean() for name, term in terms.items()}
+    metrics["latents/posterior_entropy"] = entropy(posterior).sum(-1).mean()
+    metrics["latents/prior_entropy"] = entropy(prior).sum(-1).mean()
+    return losses, latent, metrics
+
+
+class Fixed(NamedTuple):
+    """Networks that are only asked, never taught."""
+
+    networks: Networks
+    slow_critic: Head
+
+
+def dream_losses(networks, fixed, dreamed, return_range, config):
+    """Eq. 5-7 | critic and actor losses on dreams; nothing but actor and critic gets a gradient
+
+    `fixed` holds the same networks without gradient, and the slow critic.
+
+    -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics.
+    """
+    learning, bins = config.learning, value_bins(config.model.bins)
+    r = twohot_mean(fixed.networks.world.reward(dreamed.s), bins)
+    c = jax.nn.sigmoid(fixed.networks.world.continue_(dreamed.s)[..., 0])
+    logits, policy = networks.critic(dreamed.s), networks.actor(dreamed.s[:, :-1])
+    values = jax.lax.stop_gradient(twohot_mean(logits, bins))
+    slow_values = twohot_mean(fixed.slow_critic(dreamed.s[:, :-1]), bins)
+    returns = lambda_returns(r, c, values, learning.lambda_)
+    return_range = update_return_range(return_range, returns, learning)
+    advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
+    weight = trajectory_weights(c)[:, :-1]
+    critic = critic_loss(logits[:, :-1], returns, slow_values, bins, learning.slow_scale)
+    actor = actor_loss(policy, dreamed.a, advantage, learning.eta)
+    losses = {"critic": (weight * critic).mean(), "actor": (weight * actor).mean()}
+    metrics = {
+        "dream/return": returns.mean(), "dream/reward": r[:, 1:].mean(),
+        "dream/continue": c[:, 1:].mean(), "dream/value": values.mean(),
+        "actor/entropy": policy.entropy().mean(), "actor/advantage_std": advantage.std(),
+        "actor/return_low": return_range[0], "actor/return_high": return_range[1],
+    }
+    return losses, (returns, return_range), metrics
+
+
+def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
+    """The critic on real rewards, t = 0 ... T-2; its gradient reaches the world model through s
+
+    Rows that end an episode have no return and count as zero.
+
+    Shapes: latent, rows, bootstrap [B, T, ...] -> scalar.
+    Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss.
+    """
+    learning, bins = config.learning, value_bins(config.model.bins)
+    s = features(latent)[:, :-1]
+    slow_values = twohot_mean(fixed.slow_critic(jax.lax.stop_gradient(s)), bins)
+    returns = replay_returns(rows, bootstrap, learning)
+    loss = critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
+    return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)
+
+
+def agent_losses(program, params, state, batch, key):
+    """Eq. 2, 4 | every loss on one batch [B, T + 1, ...], as dict of scalars, and what it leaves"""
+    config, (observe_key, dream_key) = program.config, jax.random.split(key)
+    networks = nnx.merge(program.networks, params)
+    fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)),
+                  nnx.merge(program.critic, state.slow_critic))
+    losses, latent, metrics = world_losses(networks, batch, observe_key, config)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.stop_gradient(latent))
+    dreamed = dream(fixed.networks, flat, config.learning.imagination, dream_key)
+    behaviour, (returns, return_range), more = dream_losses(
+        networks, fixed, dreamed, state.return_range, config)
+    rows = jax.tree.map(lambda x: x[:, 1:], batch)
+    bootstrap = returns[:, 0].reshape(rows.r.shape)
+    replay = replay_critic_loss(networks, fixed, latent, rows, bootstrap, config)
+    losses = losses | behaviour | {"replay_critic": replay}
+    metrics |= more | {f"losses/{name}": loss for name, loss in losses.items()}
+    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)
+
+
+def total_loss(params, program, state, batch, key):
+    """Eq. 2 | Σ β · L over all losses; every loss has a scale and every scale a loss"""
+    losses, learned = agent_losses(program, params, state, batch, key)
+    learning = program.config.learning
+    scales = {
+        "prediction": learning.beta_pred, "dynamics": learning.beta_dyn,
+        "representation": learning.beta_rep, "actor": learning.beta_actor,
+        "critic": learning.beta_critic, "replay_critic": learning.beta_replay,
+    }
+    assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
+    return sum(scales[name] * losses[name] for name in scales), learned
+
+
+def train_step(program, state, batch, key):
+    """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
+    gradient = jax.grad(total_loss, has_aux=True)
+    grads, learned = gradient(state.params, program, state, batch, key)
+    updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    rate = program.config.learning.slow_rate
+    slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
+    metrics = learned.metrics | {"optimizer/grad_norm": optax.global_norm(grads)}
+    state = AgentState(params, slow_critic, opt_state, learned.return_range, state.step + 1)
+    return state, learned.latent, metrics
+
+
+# ------------------------------------------------------------------------------------------------
+# Acting
+# ------------------------------------------------------------------------------------------------
+
+
+def act(networks, now, latent, a, key):
+    """s_t ~ q(s_{t-1}, a_{t-1}, x_t), a_t ~ π(s_t), for E environments
+
+    Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A].
+    """
+    latent_key, action_key = jax.random.split(key)
+    tokens = networks.world.encode(now.x)
+    latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), latent_key)
+    return latent, networks.actor(features(latent)).sample(action_key)
+
+
+def start_playing(program, envs, key):
+    """Environments just reset, with nothing remembered: -> Player of `envs` environments"""
+    model = program.config.model
+    env, now = jax.vmap(program.env.reset)(jax.random.split(key, envs))
+    latent = Latent(jnp.zeros((envs, model.deter)), jnp.zeros((envs, model.latents, model.classes)))
+    a, zeros = jnp.zeros((envs, program.env.action_size)), jnp.zeros(envs)
+    return Player(env, now, latent, a, zeros, zeros.astype(jnp.int32))
+
+
+def play(program, networks, player, key):
+    """One step of E environments: -> Player after it, the Row [E] it leaves, Finished [E]"""
+    act_key, env_key = jax.random.split(key)
+    now = player.now
+    latent, a = act(networks, now, player.latent, player.a, act_key)
+    classes = jnp.argmax(latent.z, -1).astype(jnp.uint8)
+    row = Row(*now, a, latent.h, classes)
+    total, length = player.total + now.r, player.length + ~now.is_first
+    finished = Finished(now.is_last, total, length)
+    going_on = ~now.is_last
+    keys = jax.random.split(env_key, len(a))
+    env, now = jax.vmap(program.env.step)(keys, player.env, a)
+    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished
+
+
+def collect(program, loop, steps):
+    """Play `steps` steps in E environments into the replay: -> Loop, Finished [steps, E]"""
+    networks = nnx.merge(program.networks, loop.agent.params)
+    key, play_key = jax.random.split(loop.key)
+
+    def step(carry, step_key):
+        player, replay = carry
+        player, row, finished = play(program, networks, player, step_key)
+        return (player, replay_buffer.write(replay, row)), finished
+
+    keys = jax.random.split(play_key, steps)
+    (player, replay), finished = jax.lax.scan(step, (loop.player, loop.replay), keys)
+    return Loop(loop.agent, replay, player, key), finished
+
+
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
+
+
+def learn(program, loop):
+    """One batch from the replay, one update, fresh latents back to the replay: -> Loop, metrics"""
+    config = program.config.replay
+    key, sample_key, train_key = jax.random.split(loop.key, 3)
+    batch, index = replay_buffer.sample(loop.replay, sample_key, config.batch, config.length + 1)
+    agent, latent, metrics = train_step(program, loop.agent, batch, train_key)
+    classes = jnp.argmax(latent.z, -1).astype(jnp.uint8)
+    trained = index._replace(place=index.place[:, 1:])
+    replay = replay_buffer.refresh(loop.replay, trained, {"h": latent.h, "z": classes})
+    return Loop(agent, replay, loop.player, key), metrics
+
+
+def updates_per_steps(config):
+    """(U, k): the smallest whole numbers with U updates per k steps of all environments
+
+    Train ratio = replayed rows per environment step = U · B · T / (k · E).
+    """
+    rows = config.replay.batch * config.replay.length
+    ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
+    return ratio.numerator, ratio.denominator
+
+
+@partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def train_chunk(program, loop, rounds):
+    """`rounds` times k environment steps and U updates: -> Loop, Finished, mean metrics"""
+    updates, steps = updates_per_steps(program.config)
+
+    def one_round(loop, _):
+        loop, finished = collect(program, loop, steps)
+        loop, metrics = jax.lax.scan(lambda loop, _: learn(program, loop), loop, length=updates)
+        return loop, (finished, metrics)
+
+    loop, (finished, metrics) = jax.lax.scan(one_round, loop, length=rounds)
+    return loop, finished, jax.tree.map(jnp.mean, metrics)
+
+
+@partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def fill(program, loop, steps):
+    """`steps` steps with the untrained, near uniform policy before learning begins"""
+    return collect(program, loop, steps)
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(program, params, key):
+    """Returns and lengths [episodes] of fresh episodes side by side, one for each environment
+
+    Actions are sampled, as in training.
+    """
+    run, networks = program.config.run, nnx.merge(program.networks, params)
+    start_key, play_key = jax.random.split(key)
+    player = start_playing(program, run.eval_episodes, start_key)
+    nothing = Finished(*jax.tree.map(jnp.zeros_like, (player.now.is_last, player.total, player.length)))
+
+    def going_on(carry):
+        _, done, t = carry
+        return ~done.is_last.all() & (t < run.eval_limit)
+
+    def step(carry):
+        player, done, t = carry
+        player, _, finished = play(program, networks, player, jax.random.fold_in(play_key, t))
+        done = jax.tree.map(lambda old, new: jnp.where(done.is_last, old, new), done, finished)
+        return player, done, t + 1
+
+    player, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
+    cut = ~done.is_last  # by eval_limit: what they have so far counts
+    return done.total + cut * player.total, done.length + cut * player.length
+
+
+def build(config, env):
+    """The Program, and the shapes of all weights (nothing is allocated)"""
+    model = config.model
+    networks, shapes = nnx.split(nnx.eval_shape(lambda: Networks(model, env, nnx.Rngs(0))))
+    critic, _ = nnx.split(nnx.merge(networks, shapes).critic)
+    updates = round(config.run.steps * config.run.train_ratio / (
+        config.replay.batch * config.replay.length))
+    optimizer = optim.laprop(config.optimizer, updates)
+    return Program(config, env, networks, critic, optimizer), shapes
+
+
+@partial(jax.jit, static_argnums=0)
+def init(program, key):
+    """Weights, optimiser, environments just reset, an empty replay: -> Loop"""
+    config = program.config
+    weights_key, player_key, loop_key = jax.random.split(key, 3)
+    params = nnx.state(Networks(config.model, program.env, nnx.Rngs(weights_key)))
+    agent = AgentState(params, jax.tree.map(jnp.copy, params["critic"]),
+                       program.optimizer.init(params), jnp.zeros(2), jnp.zeros((), jnp.int32))
+    player = start_playing(program, config.run.envs, player_key)
+    row = Row(*player.now, player.a, player.latent.h, jnp.argmax(player.latent.z, -1))
+    row = jax.tree.map(lambda x: x[0], row._replace(z=row.z.astype(jnp.uint8)))
+    replay = replay_buffer.create(row, config.run.envs, config.replay.capacity)
+    return Loop(agent, replay, player, loop_key)

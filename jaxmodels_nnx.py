@@ -1,0 +1,264 @@
+"""Networks that know nothing of reinforcement learning: layers, MLP, block GRU, image in and out.
+
+Every layer holds parameters only (no random streams, no averages), so that a merged module may be
+used inside `jax.jit` and `jax.lax.scan`. Sizes, initial values and the order of operations follow
+the official DreamerV3 code to the last digit; tests/test_golden.py holds them against it.
+
+Letters of the shapes: N any batch, I inputs, O outputs, D recurrent width, G blocks, [H, W, C] an
+image, `...` any leading axes.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
+
+
+def truncated_normal(key, shape, outscale):
+    """Initial weights: normal on [-2, 2] sigmas, standard deviation outscale / √fan_in.
+
+    Shapes: `shape` is [..., O]; fan_in is the product of all axes but the last, for a block-linear
+    kernel [G, I/G, O/G] therefore the whole input width.
+    Source: the official code's `trunc_normal_in`.
+    """
+    fan_in = 1
+    for size in shape[:-1]:
+        fan_in *= size
+    weights = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+    return weights * (outscale / (TRUNCATED_STD * fan_in**0.5))
+
+
+class Linear(nnx.Module):
+    """y = x W + b.
+
+    Shapes: x [..., I] -> [..., O].
+    """
+
+    def __init__(self, inputs, outputs, rngs, outscale=1.0):
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), (inputs, outputs), outscale))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x):
+        return x @ self.kernel[...] + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+    """x / √(mean(x²) + ε) · scale, over the last axis; ε stands inside the root.
+
+    Shapes: x [..., O] -> [..., O].
+    """
+
+    def __init__(self, size, eps):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x):
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]
+
+
+class Hidden(nnx.Module):
+    """The hidden layer of every network here: linear, RMS norm, SiLU.
+
+    Shapes: x [..., I] -> [..., O].
+    """
+
+    def __init__(self, inputs, outputs, eps, rngs):
+        self.linear = Linear(inputs, outputs, rngs)
+        self.norm = RMSNorm(outputs, eps)
+
+    def __call__(self, x):
+        return jax.nn.silu(self.norm(self.linear(x)))
+
+
+class MLP(nnx.Module):
+    """A chain of hidden layers.
+
+    Shapes: x [..., I] -> [..., units].
+    """
+
+    def __init__(self, inputs, units, layers, eps, rngs):
+        widths = [inputs] + [units] * layers
+        self.layers = nnx.List([Hidden(i, o, eps, rngs) for i, o in zip(widths, widths[1:])])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Head(nnx.Module):
+    """An MLP and a linear output layer.
+
+    Shapes: x [..., I] -> [..., O].
+    """
+
+    def __init__(self, mlp, units, outputs, rngs, outscale=1.0):
+        self.mlp = mlp
+        self.out = Linear(units, outputs, rngs, outscale)
+
+    def __call__(self, x):
+        return self.out(self.mlp(x))
+
+
+class BlockLinear(nnx.Module):
+    """A linear layer whose matrix is block-diagonal: piece g of x meets kernel[g] alone.
+
+    Shapes: x [..., I] -> [..., O]; kernel [G, I/G, O/G].
+    """
+
+    def __init__(self, inputs, outputs, blocks, rngs):
+        shape = (blocks, inputs // blocks, outputs // blocks)
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), shape, 1.0))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x):
+        blocks, inputs, _ = self.kernel[...].shape
+        pieces = x.reshape(*x.shape[:-1], blocks, inputs)
+        y = jnp.einsum("...gi,gio->...go", pieces, self.kernel[...])
+        return y.reshape(*x.shape[:-1], -1) + self.bias[...]
+
+
+class BlockGRU(nnx.Module):
+    """A GRU with block-diagonal recurrent matrices, fed by its own state and two inputs.
+
+    The three embeddings [own state, first input, second input] reach every block; the block's own
+    piece of the state reaches only that block. Gates: reset, candidate, update.
+
+    Shapes: h [N, D], z [N, Z], a [N, A] -> [N, D].
+    Source: the official code's `RSSM._core`, golden file 3_rssm_blocks4.
+    """
+
+    def __init__(self, sizes, hidden, blocks, eps, rngs):
+        deter, z_size, a_size = sizes
+        self.blocks = blocks
+        self.embed_h = Hidden(deter, hidden, eps, rngs)
+        self.embed_z = Hidden(z_size, hidden, eps, rngs)
+        self.embed_a = Hidden(a_size, hidden, eps, rngs)
+        self.mix = BlockLinear(deter + 3 * blocks * hidden, deter, blocks, rngs)
+        self.norm = RMSNorm(deter, eps)
+        self.gates = BlockLinear(deter, 3 * deter, blocks, rngs)
+
+    def __call__(self, h, z, a):
+        shared = jnp.concatenate([self.embed_h(h), self.embed_z(z), self.embed_a(a)], -1)
+        own = h.reshape(len(h), self.blocks, -1).swapaxes(0, 1)  # [G, N, D/G]: one batched product
+        mixed = jax.nn.silu(self._norm(self._mix(own, shared)))
+        gates = jnp.einsum("gni,gio->gno", mixed, self.gates.kernel[...])
+        gates += self.gates.bias[...].reshape(self.blocks, 1, -1)
+        reset, candidate, update = jnp.split(gates, 3, -1)
+        update = jax.nn.sigmoid(update - 1.0)
+        new = update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1.0 - update) * own
+        return new.swapaxes(0, 1).reshape(h.shape)
+
+    def _mix(self, own, shared):
+        """The product of each block with [its own piece, the shared inputs], nothing copied."""
+        kernel, width = self.mix.kernel[...], own.shape[-1]
+        bias = self.mix.bias[...].reshape(self.blocks, 1, -1)
+        from_own = jnp.einsum("gni,gio->gno", own, kernel[:, :width])
+        return from_own + jnp.einsum("ni,gio->gno", shared, kernel[:, width:]) + bias
+
+    def _norm(self, x):
+        """RMS norm over all D units of x [G, N, D/G], across the blocks."""
+        mean_square = jnp.mean(jnp.square(x), axis=(0, 2), keepdims=True)
+        scale = self.norm.scale[...].reshape(self.blocks, 1, -1)
+        return x * jax.lax.rsqrt(mean_square + self.norm.eps) * scale
+
+
+class Conv(nnx.Module):
+    """A convolution of stride 1 that keeps height and width.
+
+    Shapes: x [N, H, W, I] -> [N, H, W, O]; kernel [k, k, I, O].
+    """
+
+    def __init__(self, inputs, outputs, size, rngs):
+        shape = (size, size, inputs, outputs)
+        self.kernel = nnx.Param(truncated_normal(rngs.params(), shape, 1.0))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+
+    def __call__(self, x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        kernel = self.kernel[...]
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        return y + self.bias[...]
+
+
+def max_pool(x):
+    """The largest of each 2 x 2 pixels; an odd last row or column is pooled alone.
+
+    Shapes: x [N, H, W, C] -> [N, ⌈H/2⌉, ⌈W/2⌉, C].
+    """
+    window = (1, 2, 2, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
+
+
+def upsample(x, height, width):
+    """Each pixel becomes 2 x 2, cut to the size that `max_pool` started from.
+
+    Shapes: x [N, ⌈H/2⌉, ⌈W/2⌉, C] -> [N, H, W, C].
+    """
+    return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+
+
+def image_sizes(shape, multipliers, seed):
+    """Height and width before each halving and after the last, largest first.
+
+    An image is halved while both sides stay at least `seed` pixels, at least once and at most
+    `len(multipliers)` times: 64x64 with seed 4 gives 64, 32, 16, 8, 4 and 10x10 gives 10, 5.
+    """
+    sizes = [tuple(shape[:2])]
+    while len(sizes) <= len(multipliers) and (len(sizes) == 1 or min(sizes[-1]) >= 2 * seed):
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)))
+    return sizes
+
+
+class ConvEncoder(nnx.Module):
+    """Image to features: per stage a convolution, a 2 x 2 max-pool, RMS norm over channels, SiLU.
+
+    Shapes: x [N, H, W, C] in [-0.5, 0.5] -> [N, h * w * channels].
+    Source: golden file 10_encoder.
+    """
+
+    def __init__(self, shape, channels, kernel, eps, rngs):
+        widths = [shape[-1], *channels]
+        self.convs = nnx.List([Conv(i, o, kernel, rngs) for i, o in zip(widths, widths[1:])])
+        self.norms = nnx.List([RMSNorm(o, eps) for o in channels])
+
+    def __call__(self, x):
+        for conv, norm in zip(self.convs, self.norms):
+            x = jax.nn.silu(norm(max_pool(conv(x))))
+        return x.reshape(len(x), -1)
+
+
+class ConvDecoder(nnx.Module):
+    """Features to an image: a seed map from h and z, then per stage a doubling and a convolution.
+
+    h reaches the seed map through a block-linear layer, z through two layers.
+
+    Shapes: h [N, D], z [N, Z] -> [N, H, W, C] in (0, 1).
+    Source: golden file 10b_decoder.
+    """
+
+    def __init__(self, sizes, image, channels, layer, rngs):
+        """`sizes` (D, Z, units), `image` (sizes per stage, C), `layer` (kernel, blocks, eps)."""
+        deter, z_size, units = sizes
+        self.stages, colours = image
+        kernel, self.blocks, eps = layer
+        self.seed = (*self.stages[-1], channels[-1])
+        area = self.seed[0] * self.seed[1] * self.seed[2]
+        self.from_h = BlockLinear(deter, area, self.blocks, rngs)
+        self.from_z = Head(MLP(z_size, 2 * units, 1, eps, rngs), 2 * units, area, rngs)
+        self.norm = RMSNorm(channels[-1], eps)
+        widths = [*reversed(channels), colours]
+        self.convs = nnx.List([Conv(i, o, kernel, rngs) for i, o in zip(widths, widths[1:])])
+        self.norms = nnx.List([RMSNorm(o, eps) for o in widths[1:-1]])
+
+    def __call__(self, h, z):
+        height, width, depth = self.seed
+        pieces = self.from_h(h).reshape(-1, self.blocks, height, width, depth // self.blocks)
+        seed = pieces.transpose(0, 2, 3, 1, 4).reshape(-1, *self.seed)
+        x = jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
+        for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
+            x = jax.nn.silu(norm(conv(upsample(x, *size))))
+        return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))

@@ -1,0 +1,1 @@
+"""Small files, one idea each; none of them knows the algorithm."""

@@ -1,0 +1,231 @@
+"""One YAML file and command-line overrides into a tree of typed, frozen dataclasses.
+
+Knows nothing of the agent: the caller's schema is a dataclass of dataclasses, one per section of
+the file, with every field declared by `setting`. Each error is one line that says where, what was
+expected, what was found and the nearest real name.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import typing
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's; its text is one clear line."""
+
+
+def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
+    """A dataclass field without default: its meaning, inclusive and exclusive bounds, choices."""
+    bounds = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    return dataclasses.field(metadata={"meaning": meaning, **bounds})
+
+
+def load(path, schema, presets=(), sets=()):
+    """The file's defaults, overlaid by named presets in order, then by "section.key=value" strings.
+
+    Raises: ConfigError.
+    """
+    tree = read(path)
+    blocks = tree.pop("presets", None) or {}
+    _check_mapping(blocks, f"{path}: presets")
+    values = _sections(tree, schema, str(path), complete=True)
+    overlays = {
+        name: _sections(block or {}, schema, f"{path}: preset {name}")
+        for name, block in blocks.items()
+    }
+    for name in presets:
+        if name not in overlays:
+            raise ConfigError(f"--preset: unknown preset {name!r} in {path}{_nearest(name, overlays)}")
+        _overlay(values, overlays[name])
+    for text in sets:
+        _overlay(values, _parse_set(text, schema))
+    types = typing.get_type_hints(schema)
+    try:
+        return schema(**{name: types[name](**section) for name, section in values.items()})
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read(path):
+    """The mapping in a YAML file, by the safe loader.
+
+    Raises: ConfigError for a file that is missing, unreadable, empty, broken or no mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = yaml.load(file, Loader=_UniqueKeys)
+    except FileNotFoundError:
+        folder = os.path.dirname(os.path.abspath(path))
+        names = [n for n in _listing(folder) if n.endswith((".yaml", ".yml"))]
+        near = _nearest(os.path.basename(path), names)
+        raise ConfigError(f"{path}: no such file{near}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror.lower()})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}{_yaml_fault(error)}") from None
+    if tree is None:
+        raise ConfigError(f"{path}: is empty, expected a mapping of sections")
+    _check_mapping(tree, str(path))
+    return tree
+
+
+def dump(config):
+    """The resolved configuration as YAML text that `load` reads back equal."""
+    tree = dataclasses.asdict(config)
+    for section in tree.values():
+        for key, value in section.items():
+            section[key] = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def rows(config):
+    """(section, key, meaning, value) of every field, in the order of declaration."""
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        for field in dataclasses.fields(part):
+            yield section.name, field.name, field.metadata["meaning"], getattr(part, field.name)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, except that a key given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_fault(error):
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{place}: is not valid YAML ({problem or 'unreadable characters'})"
+
+
+def _listing(folder):
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def _nearest(name, known):
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(str(k) for k in known)}" if known else ""
+
+
+def _check_mapping(value, where):
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping, found {_show(value)}")
+
+
+def _overlay(values, newer):
+    for section, keys in newer.items():
+        values[section].update(keys)
+
+
+def _sections(tree, schema, where, complete=False):
+    """Check and convert {section: {key: value}}; `complete` demands every section and key."""
+    _check_mapping(tree, where)
+    types = typing.get_type_hints(schema)
+    for section in tree:
+        if section not in types:
+            raise ConfigError(f"{where}: unknown section {section!r}{_nearest(section, types)}")
+    if complete:
+        for section in types:
+            if section not in tree:
+                raise ConfigError(f"{where}: the section {section!r} is missing")
+    return {
+        section: _keys(keys or {}, types[section], f"{where}: {section}", complete)
+        for section, keys in tree.items()
+    }
+
+
+def _keys(keys, schema, where, complete):
+    _check_mapping(keys, where)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    types = typing.get_type_hints(schema)
+    for key in keys:
+        if key not in fields:
+            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, fields)}")
+    for key, field in fields.items():
+        if complete and key not in keys:
+            raise ConfigError(f"{where}.{key}: is missing ({field.metadata['meaning']})")
+    return {
+        key: _value(value, types[key], fields[key].metadata, f"{where}.{key}")
+        for key, value in keys.items()
+    }
+
+
+def _parse_set(text, schema):
+    path, equals, value = text.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set: expected section.key=value, found {text!r}")
+    try:
+        parsed = yaml.load(value, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}{_yaml_fault(error)}") from None
+    return _sections({section: {key: parsed}}, schema, "--set")
+
+
+def _value(value, kind, bounds, where):
+    """`value` as `kind`: floats from `3e-4` (text to PyYAML), ints from whole floats, in bounds."""
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list) or not value:
+            raise ConfigError(f"{where}: expected a list of whole numbers, found {_show(value)}")
+        return tuple(_value(item, int, {"low": 1}, where) for item in value)
+    found, value = value, _coerce(value, kind)
+    if value is None or not _within(value, bounds):
+        raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {_show(found)}")
+    return value
+
+
+def _coerce(value, kind):
+    """The value as int, float or str; None where it is nothing of the kind."""
+    if kind is str:
+        return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    if kind is int:
+        return int(value) if value == int(value) else None
+    return float(value)
+
+
+def _within(value, bounds):
+    tests = {
+        "low": lambda bound: value >= bound,
+        "high": lambda bound: value <= bound,
+        "above": lambda bound: value > bound,
+        "below": lambda bound: value < bound,
+        "choices": lambda bound: value in bound,
+    }
+    return all(tests[name](bound) for name, bound in bounds.items()
+               if name in tests and bound is not None)
+
+
+def _expected(kind, bounds):
+    if bounds.get("choices"):
+        return "one of " + ", ".join(bounds["choices"])
+    words = {"low": "at least", "above": "more than", "high": "at most", "below": "less than"}
+    limits = [f"{word} {bounds[name]}" for name, word in words.items()
+              if bounds.get(name) is not None]
+    name = {int: "a whole number", float: "a number", str: "text"}[kind]
+    return " ".join([name, " and ".join(limits)]).strip()
+
+
+def _show(value):
+    return "nothing" if value is None else repr(value)

@@ -1,0 +1,74 @@
+"""A replay buffer on the device: one ring of rows per environment, sampled in sequences.
+
+The buffer is a pytree of arrays [E, C, ...] (E environments, C rows each), written, read and
+refreshed inside compiled loops. Inside a loop XLA updates it in place: no copy of it is ever made
+(tests/test_replay.py holds the compiled program's temporary memory against this).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Replay(NamedTuple):
+    """`rows` is a pytree [E, C, ...]; `written` counts the rows ever written to each ring."""
+
+    rows: Any
+    written: jax.Array
+
+
+class Index(NamedTuple):
+    """Where sampled rows stand: ring [B, 1] and place in the ring [B, L]."""
+
+    ring: jax.Array
+    place: jax.Array
+
+
+def create(row, envs, capacity):
+    """An empty buffer of `capacity` rows in all, for rows like `row` (a pytree of one row each)."""
+    shape = (envs, capacity // envs)
+    rows = jax.tree.map(lambda leaf: jnp.zeros(shape + leaf.shape, leaf.dtype), row)
+    return Replay(rows, jnp.zeros((), jnp.int32))
+
+
+def ring_size(replay):
+    """C, the number of rows that one environment's ring holds."""
+    return jax.tree.leaves(replay.rows)[0].shape[1]
+
+
+def write(replay, row):
+    """Append one row [E, ...] to every ring, over the oldest where a ring is full."""
+    place = replay.written % ring_size(replay)
+    rows = jax.tree.map(lambda all_, new: all_.at[:, place].set(new), replay.rows, row)
+    return Replay(rows, replay.written + 1)
+
+
+def sample(replay, key, batch, length):
+    """Draw `batch` sequences of `length` successive rows, uniform over rings and starts.
+
+    A sequence may cross episodes but never the place where the newest row meets the oldest.
+    At least `length` rows must have been written to each ring.
+
+    Shapes: rows [B, L, ...], Index.
+    """
+    size = ring_size(replay)
+    envs = jax.tree.leaves(replay.rows)[0].shape[0]
+    filled = jnp.minimum(replay.written, size)
+    ring_key, start_key = jax.random.split(key)
+    ring = jax.random.randint(ring_key, (batch, 1), 0, envs)
+    start = jax.random.randint(start_key, (batch, 1), 0, filled - length + 1)
+    place = (replay.written - filled + start + jnp.arange(length)) % size
+    return jax.tree.map(lambda leaf: leaf[ring, place], replay.rows), Index(ring, place)
+
+
+def refresh(replay, index, columns):
+    """Write newer values of some columns back to where sampled rows stand.
+
+    Shapes: `columns` maps a field's name to [B, L, ...]; `index` as `sample` returned it.
+    """
+    stored = {
+        name: getattr(replay.rows, name).at[index.ring, index.place].set(new)
+        for name, new in columns.items()
+    }
+    return replay._replace(rows=replay.rows._replace(**stored))
