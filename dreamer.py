@@ -48,6 +48,10 @@ from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
+from utils import versions
+
+versions.check()  # in front of all that an old Python or jax could not import
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +60,12 @@ from flax import nnx
 
 import gymnax_wrappers
 from jaxmodels_nnx import MLP, BlockGRU, ConvDecoder, ConvEncoder, Head, Linear, image_sizes
-from utils import cli, optim, replay as replay_buffer, weights
-from utils.config import setting
-from utils.logger import Episode, Monitor
+from utils import cli, optim, weights
+from utils import replay as replay_buffer
+from utils.config import dump, setting
+from utils.diary import Diary
+from utils.logger import Logger, make_folder
+from utils.plots import draw_run
 
 # ------------------------------------------------------------------------------------------------
 # Hyperparameters: what each means; the numbers are in dreamer.yaml
@@ -306,8 +313,9 @@ def value_bins(n):
 
     Shapes: -> [V]; n is odd, so that the middle bin is 0.
     """
-    half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
-    return jnp.concatenate([half, -half[:-1][::-1]])
+    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit
+        half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
+        return jnp.concatenate([half, -half[:-1][::-1]])
 
 
 def twohot_mean(logits, bins):
@@ -1037,3 +1045,100 @@ def init(program, key):
     row = jax.tree.map(lambda x: x[0], row._replace(z=row.z.astype(jnp.uint8)))
     replay = replay_buffer.create(row, config.run.envs, config.replay.capacity)
     return Loop(agent, replay, player, loop_key)
+
+
+def score(program, params, key):
+    """An evaluation as metrics: mean return, half its 95% interval, mean length"""
+    returns, lengths = jax.device_get(evaluate(program, params, key))
+    interval = 1.96 * np.std(returns) / len(returns) ** 0.5
+    return {"charts/eval_return": returns.mean(), "charts/eval_interval": interval,
+            "charts/eval_length": lengths.mean()}
+
+
+def episodes(finished, before):
+    """Rows for scores.jsonl of the episodes that ended in a chunk which began at step `before`
+
+    Shapes: finished [..., E], leading axes are successive steps.
+    """
+    finished = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), finished)
+    envs = finished.total.shape[1]
+    return [
+        {"step": before + int(t + 1) * envs, "env": int(e),
+         "return": float(finished.total[t, e]), "length": int(finished.length[t, e])}
+        for t, e in zip(*np.nonzero(finished.is_last))
+    ]
+
+
+def train(program, loop, diary, key):
+    """The host's loop over compiled chunks: play, learn, now and then evaluate: -> Loop"""
+    run, (updates, k) = program.config.run, updates_per_steps(program.config)
+    rounds = max(1, min(run.chunk, run.steps - run.prefill) // (k * run.envs))
+    loop, finished = fill(program, loop, run.prefill // run.envs)
+    diary.episodes(run.prefill // run.envs * run.envs, episodes(finished, 0))
+    evaluated = diary.steps
+    while diary.steps < run.steps:
+        loop, finished, metrics = train_chunk(program, loop, rounds)
+        diary.episodes(rounds * k * run.envs, episodes(finished, diary.steps))
+        metrics = jax.device_get(metrics)
+        if diary.steps // run.eval_every > evaluated // run.eval_every or diary.steps >= run.steps:
+            evaluated = diary.steps
+            eval_key = jax.random.fold_in(key, diary.steps)
+            metrics |= score(program, loop.agent.params, eval_key)
+        diary.chunk(rounds * updates, metrics)
+    return loop
+
+
+def describe(program, shapes):
+    """Lines for people before anything is compiled: device, environment, parameters by part."""
+    parts = {"encoder": 0, "dynamics": 0, "decoder": 0, "reward": 0, "continue": 0, "actor": 0,
+             "critic": 0} | parameter_counts(shapes)
+    device = jax.devices()[0]
+    counts = " · ".join(f"{name} {count:,}" for name, count in parts.items())
+    return [
+        f"device       {jax.device_count()} x {device.platform} ({device.device_kind})",
+        f"environment  {program.env.describe()}",
+        f"parameters   {sum(parts.values()):,}: {counts}",
+    ]
+
+
+def parameter_counts(shapes):
+    """Number of weights by part, from shapes alone; the slow critic, a copy, is not counted."""
+    world = shapes["world"]
+    parts = {
+        "encoder": world["encoder"], "dynamics": [world[n] for n in ("sequence", "prior", "posterior")],
+        "decoder": world["decoder"], "reward": world["reward"], "continue": world["continue_"],
+        "actor": shapes["actor"], "critic": shapes["critic"],
+    }
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+
+
+def main(argv=None):
+    """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
+    began = time.perf_counter()
+    try:
+        config, logdir = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
+        env = gymnax_wrappers.make(config.run.env, config.run.observation)
+        folder = make_folder(logdir, config.run.env, config.run.seed)
+    except ValueError as error:
+        print(f"dreamer.py: {error}", file=sys.stderr)
+        return 2
+    program, shapes = build(config, env)
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
+    init_key, eval_key = jax.random.split(jax.random.key(config.run.seed))
+    with Logger(folder, config.run.steps) as logger:
+        for line in describe(program, shapes):
+            logger.say(line)
+        logger.say("compiling    (the first chunk takes longest) ...")
+        diary = Diary(logger, config.run.steps, env.solved, began)
+        loop = train(program, init(program, init_key), diary, eval_key)
+    weights.save(folder / "weights.npz", weights.flatten(loop.agent.params))
+    draw_run(folder, f"{config.run.env}, seed {config.run.seed}", env.solved)
+    print(f"score        {diary.score:.1f} over {config.run.eval_episodes} fresh episodes, "
+          f"after {diary.steps:,} steps and {time.perf_counter() - began:.0f} s\n"
+          f"files        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
+          "config.yaml, weights.npz)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -88,7 +88,7 @@ class Environment:
         seen = f"image of {shape}" if self.is_image else f"vector of {shape}"
         acts = "discrete actions" if self.discrete else "continuous action entries"
         limit = getattr(self.params, "max_steps_in_episode", None)
-        ends = f", at most {limit} steps" if limit else ""
+        ends = f", at most {int(limit)} steps" if limit else ""
         return f"{self.name}: {seen} in, {self.action_size} {acts} out{ends}"
 
     def _kind(self, raw):
@@ -159,6 +159,8 @@ def _observation(name, env, params):
 
 
 def _is_image(name, shape, observation):
+    if observation not in ("auto", "vector", "image"):
+        raise ValueError(f"run.observation: expected auto, vector or image, found {observation!r}")
     can_be = len(shape) in (2, 3)
     if observation == "image" and not can_be:
         raise ValueError(

@@ -1,0 +1,83 @@
+"""What the host remembers of a run between chunks: episodes, scores, speed."""
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils.logger import Logger, Progress
+
+RECENT = 20  # training episodes in the mean that is shown
+
+
+@dataclass
+class Diary:
+    """Takes what each chunk leaves, writes it through the logger and keeps the display up to date.
+
+    `began` is the clock (`time.perf_counter`) at the program's start, `solved` the return that
+    counts as solved, None where there is none.
+    """
+
+    logger: Logger
+    total_steps: int
+    solved: float | None
+    began: float
+    steps: int = 0
+    updates: int = 0
+    score: float | None = None  # mean return of the last evaluation
+    best: float | None = None
+    _recent: list = field(default_factory=list)  # returns of the last training episodes
+    _new: list = field(default_factory=list)  # episodes that no row of metrics has yet
+    _compiled: tuple | None = None  # (steps, updates, clock) when the first chunk was done
+
+    def episodes(self, steps, rows):
+        """`steps` environment steps were made, and these episodes ended (rows for scores.jsonl)."""
+        self.steps += steps
+        self._new += rows
+        self._recent = (self._recent + [row["return"] for row in rows])[-RECENT:]
+        self.logger.episodes(rows)
+
+    def chunk(self, updates, metrics):
+        """`updates` updates were made, with these mean metrics; an evaluation may be among them."""
+        self.updates += updates
+        values = {name: float(value) for name, value in sorted(metrics.items())}
+        if self._new:
+            values["charts/episodic_return"] = float(np.mean([r["return"] for r in self._new]))
+            values["charts/episodic_length"] = float(np.mean([r["length"] for r in self._new]))
+            self._new = []
+        speed = self._speed()
+        times = {f"time/{name}": value for name, value in speed.items() if value is not None}
+        self.logger.metrics(self.steps, values | {"charts/updates": self.updates} | times)
+        if "charts/eval_return" in values:
+            self._evaluated(values["charts/eval_return"])
+        self.logger.show(self._progress(speed))
+
+    def _evaluated(self, value):
+        solved_before = self.best is not None and self.solved and self.best >= self.solved
+        self.score = value
+        self.best = value if self.best is None else max(self.best, value)
+        if self.solved is not None and value >= self.solved and not solved_before:
+            seconds = time.perf_counter() - self.began
+            self.logger.say(f"solved       evaluation {value:.1f} (threshold {self.solved:g}) "
+                            f"at {self.steps:,} steps, after {seconds:.0f} s")
+
+    def _speed(self):
+        """Rates since the first chunk, whose own time is mostly compilation."""
+        now = time.perf_counter()
+        if self._compiled is None:
+            self._compiled = (self.steps, self.updates, now)
+            return {"elapsed": now - self.began, "SPS": None, "updates_per_second": None}
+        steps, updates, clock = self._compiled
+        return {
+            "elapsed": now - self.began,
+            "SPS": (self.steps - steps) / (now - clock),
+            "updates_per_second": (self.updates - updates) / (now - clock),
+        }
+
+    def _progress(self, speed):
+        left = max(0, self.total_steps - self.steps)
+        return Progress(
+            self.steps, self.total_steps, self.updates, self.score, self.best,
+            float(np.mean(self._recent)) if self._recent else None,
+            speed["updates_per_second"], speed["SPS"], speed["elapsed"],
+            left / speed["SPS"] if speed["SPS"] else None)

@@ -1,0 +1,173 @@
+"""Pictures of a run: its learning curve and losses, and the curves of several seeds.
+
+matplotlib is imported where it is used: a training run needs it only at its end.
+"""
+
+import json
+import math
+
+import numpy as np
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; without yellow, faint on white
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+VERMILION, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#666666"
+SEED_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE)
+SEED_STYLES = ("-", ":", "-.")  # the colours' first, second and third round
+WINDOW = 20  # episodes of the running mean
+COLUMNS = 3  # loss panels side by side
+LOG_RATIO = 20  # a positive loss that spans more than this is drawn on a log axis
+LOOK = {
+    "font.size": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+}
+
+
+def learning_curve(path, title, train, evaluations, losses, solved=None):
+    """Draw returns, and below them every loss, against environment steps, into a PNG file.
+
+    Shapes: train (steps, returns), one entry per finished episode; evaluations (steps, means,
+    half widths of the 95% intervals); losses {name: (steps, values)}; any of them may be empty.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(losses) / COLUMNS)
+    last = _last_step([train[0], evaluations[0], *(steps for steps, _ in losses.values())])
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(11, 4.6 + 2.1 * rows), layout="constrained")
+        grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=[4.2] + [2] * rows)
+        figure.suptitle(title)
+        figure.supxlabel("environment steps", fontsize="medium")
+        top = figure.add_subplot(grid[0, :])
+        _draw_returns(top, train, evaluations, solved)
+        _scale_steps(top, last, ticks=6)
+        _draw_losses(figure, grid, losses, last)
+        figure.savefig(path, format="png")
+
+
+def seeds_curve(path, title, curves, solved=None):
+    """Draw one thin line per seed and their mean, bold, into a PNG file.
+
+    Shapes: curves is a list of (seed, steps, returns).
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    curves = [curve for curve in curves if len(curve[1])]
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(11, 5.5), layout="constrained")
+        ax = figure.add_subplot()
+        for index, (seed, steps, returns) in enumerate(curves):
+            turn, colour = divmod(index, len(SEED_COLOURS))
+            ax.plot(steps, returns, SEED_STYLES[turn % len(SEED_STYLES)], lw=1.3,
+                    color=SEED_COLOURS[colour], label=f"seed {seed}")
+        if curves:
+            ax.plot(*mean_curve(curves), color="black", lw=3.5, label=f"mean of {len(curves)}")
+        else:
+            _say_empty(ax, "no evaluation yet")
+        _draw_solved(ax, solved)
+        _scale_steps(ax, _last_step([steps for _, steps, _ in curves]), ticks=6)
+        ax.set(title=title, xlabel="environment steps", ylabel="evaluation return")
+        if ax.lines:
+            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        figure.savefig(path, format="png")
+
+
+def running_mean(values, window=WINDOW):
+    """Mean of each value and up to window - 1 before it.
+
+    Shapes: [N] -> [N].
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(0, end - window)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def mean_curve(curves):
+    """Mean over seeds, interpolated, where all of them have data: -> steps [N], returns [N]."""
+    first = max(steps[0] for _, steps, _ in curves)
+    last = min(steps[-1] for _, steps, _ in curves)
+    grid = np.unique(np.concatenate([steps for _, steps, _ in curves]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    return grid, np.mean([np.interp(grid, steps, values) for _, steps, values in curves], axis=0)
+
+
+def _draw_returns(ax, train, evaluations, solved):
+    steps, returns = train
+    if len(steps):
+        ax.plot(steps, returns, ".", ms=5, alpha=0.6, color=SKY, label="training episode")
+        ax.plot(steps, running_mean(returns), lw=2, color=BLUE, label=f"mean of {WINDOW} episodes")
+    steps, means, halves = (np.asarray(part, float) for part in evaluations)
+    if len(steps):
+        ax.fill_between(steps, means - halves, means + halves, color=VERMILION, alpha=0.25, lw=0)
+        ax.plot(steps, means, "o-", ms=5, lw=2.5, color=VERMILION, label="evaluation, 95% interval")
+    _draw_solved(ax, solved)
+    if not (len(train[0]) or len(steps)):
+        _say_empty(ax, "no episode has finished yet")
+    if ax.lines:
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1.2,
+                  handlelength=1.4, borderaxespad=0.2)
+    ax.set_ylabel("episode return")
+
+
+def _draw_losses(figure, grid, losses, last):
+    first = None
+    for index, (name, (steps, values)) in enumerate(losses.items()):
+        row, column = divmod(index, COLUMNS)
+        first = ax = figure.add_subplot(grid[1 + row, column], sharex=first)
+        ax.plot(steps, values, ".-", ms=4, lw=1.3, color=BLUE)
+        if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
+            ax.set_yscale("log")
+        ax.set_title(name, fontsize="medium")
+        ax.set_ylabel("" if column else "loss")
+        _scale_steps(ax, last, ticks=3)
+
+
+def _draw_solved(ax, solved):
+    if solved is not None:
+        ax.axhline(solved, ls="--", lw=1.8, color=GREY, label=f"solved: {solved:g}")
+
+
+def _scale_steps(ax, last, ticks):
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    ax.set_xlim(0, 1.01 * last)
+    ax.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _say_empty(ax, text):
+    ax.text(0.5, 0.3, text, transform=ax.transAxes, ha="center", va="center", color=GREY)
+
+
+def _last_step(series):
+    """The greatest step of all, and 1 where there is none."""
+    return max([1, *(steps[-1] for steps in series if len(steps))])
+
+
+def draw_run(folder, title, solved=None):
+    """Draw learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl."""
+    metrics, scores = (_rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
+    train = ([row["step"] for row in scores], [row["return"] for row in scores])
+    steps, means = _series(metrics, "charts/eval_return")
+    _, intervals = _series(metrics, "charts/eval_interval")
+    names = {name for row in metrics for name in row if name.startswith("losses/")}
+    losses = {name: _series(metrics, name) for name in sorted(names)}
+    path = folder / "learning_curve.png"
+    learning_curve(path, title, train, (steps, means, intervals), losses, solved)
+
+
+def _rows(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _series(rows, name):
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in found], [value for _, value in found]

@@ -1,0 +1,54 @@
+"""Is this Python, with these packages, new enough? Asked before anything that an old one cannot read.
+
+Written so that an old Python can run it.
+"""
+
+import sys
+
+OLDEST_PYTHON = (3, 11)
+OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 0, 1)}
+
+
+def check():
+    """Exits with status 2 and one line where Python or a package is too old or missing."""
+    problem = python_problem(sys.version_info[:3]) or package_problem()
+    if problem:
+        sys.stderr.write("dreamer.py: " + problem + "\n")
+        sys.exit(2)
+
+
+def python_problem(found):
+    """One line where a version of Python is too old, else None."""
+    if tuple(found[:2]) < OLDEST_PYTHON:
+        return "Python %s or newer is needed, this is %s" % (dotted(OLDEST_PYTHON), dotted(found))
+    return None
+
+
+def package_problem():
+    """One line for the first installed package that is too old or missing, else None."""
+    from importlib import metadata  # not in the oldest Pythons
+
+    for name, oldest in OLDEST.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "%s is not installed: pip install -r requirements.txt" % name
+        if numbers(found) < oldest:
+            return "%s %s or newer is needed, found %s: pip install -r requirements.txt" % (
+                name, dotted(oldest), found)
+    return None
+
+
+def numbers(version):
+    """The leading numbers of a version: "0.10.2.dev1" gives (0, 10, 2)."""
+    parts = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+def dotted(version):
+    """(3, 11) as "3.11"."""
+    return ".".join(str(number) for number in version)

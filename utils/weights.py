@@ -1,0 +1,93 @@
+"""Trees to named arrays; those to one .npz file and back, without pickle, never half written."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def save(path, arrays):
+    """Write {name: array} to `path`, which holds the old file or the new one, never a part of it.
+
+    Raises: ValueError for an array of Python objects; OSError where `path` cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")  # same folder, so that the rename is atomic
+    try:
+        with open(temporary, "wb") as file:
+            _write(file, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(file, arrays):
+    # not np.savez: it takes the names as its own arguments, and so none may be called "file"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+def load(path):
+    """The {name: array} that `save` wrote.
+
+    Raises: ValueError, one line, for a file that is no such archive or damaged; OSError.
+    """
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path}: is not a complete .npz file")
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return dict(archive)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def flatten(tree):
+    """A pytree of arrays as {"agent/critic/kernel": array}: its paths, joined by slashes.
+
+    Raises: ValueError where two arrays would get one name.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {}
+    for path, leaf in leaves:
+        name = _name(path)
+        if name in arrays:
+            raise ValueError(f"two arrays of the tree are named {name!r}")
+        arrays[name] = np.asarray(leaf)
+    return arrays
+
+
+def unflatten(tree_like, arrays):
+    """The named arrays in the structure of `tree_like`, whose leaves need only shape and dtype.
+
+    Raises: ValueError naming the first array that is missing, too many, or of other shape or dtype.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree_like)
+    wanted = {_name(path): leaf for path, leaf in leaves}
+    for name, leaf in wanted.items():
+        if name not in arrays:
+            raise ValueError(f"the array {name!r} is missing")
+        expected, found = _describe(leaf), _describe(arrays[name])
+        if expected != found:
+            raise ValueError(f"the array {name!r} is {found}, expected {expected}")
+    for name in arrays:
+        if name not in wanted:
+            raise ValueError(f"the array {name!r} is not part of the model")
+    return jax.tree.unflatten(structure, [jnp.array(arrays[name]) for name in wanted])
+
+
+def _name(path):
+    # an nnx parameter is a box around its array: its `.value` says nothing that a reader wants
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def _describe(array):
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"
