@@ -59,152 +59,16 @@ import optax
 from flax import nnx
 
 import gymnax_wrappers
-from jaxmodels_nnx import MLP, BlockGRU, ConvDecoder, ConvEncoder, Head, Linear, image_sizes
+from jaxmodels_nnx import (
+    MLP, BlockGRU, Categorical, Head, Linear, bounded_normal, make_decoder, make_encoder)
 from utils import cli, optim, weights
 from utils import replay as replay_buffer
-from utils.config import dump, setting
-from utils.diary import Diary
+from utils.config import dump
+from utils.diary import Diary, episodes
 from utils.logger import Logger, make_folder
 from utils.plots import draw_run
-
-# ------------------------------------------------------------------------------------------------
-# Hyperparameters: what each means; the numbers are in dreamer.yaml
-# ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is run, for how long, and how often it is looked at."""
-
-    env: str = setting("Gymnax environment id")
-    observation: str = setting("how x is read", choices=("auto", "vector", "image"))
-    seed: int = setting("seed of all randomness", low=0)
-    steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
-    envs: int = setting("E: environments stepped side by side", low=1)
-    prefill: int = setting("environment steps before the first update", low=1)
-    train_ratio: float = setting("replayed rows trained on per environment step", above=0)
-    chunk: int = setting("environment steps per compiled call and line of metrics", low=1)
-    eval_every: int = setting("environment steps between evaluations", low=1)
-    eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
-    eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
-
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of the networks."""
-
-    deter: int = setting("D: width of the recurrent state h", low=1)
-    hidden: int = setting("width of the layers in the RSSM", low=1)
-    latents: int = setting("S: number of categorical latents", low=1)
-    classes: int = setting("K: classes of each latent", low=1, high=256)
-    blocks: int = setting("G: blocks of the recurrent matrices", low=1)
-    units: int = setting("width of the other MLPs", low=1)
-    depth: int = setting("channels of the first convolution, divided by the first multiplier", low=1)
-    multipliers: tuple[int, ...] = setting("channels per halving of an image, in units of depth")
-    kernel: int = setting("side of the convolution kernels, pixels", low=1)
-    seed_pixels: int = setting("smallest side that an image is halved to, pixels", low=1)
-    encoder_layers: int = setting("hidden layers of the vector encoder", low=1)
-    decoder_layers: int = setting("hidden layers of the vector decoder", low=1)
-    prior_layers: int = setting("hidden layers of the prior", low=1)
-    posterior_layers: int = setting("hidden layers of the posterior", low=1)
-    reward_layers: int = setting("hidden layers of the reward head", low=1)
-    continue_layers: int = setting("hidden layers of the continue head", low=1)
-    actor_layers: int = setting("hidden layers of the actor", low=1)
-    critic_layers: int = setting("hidden layers of the critic", low=1)
-    bins: int = setting("V: bins of the two-hot heads, odd", low=3)
-    unimix: float = setting("share of the uniform distribution in prior and posterior", low=0, high=1)
-    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
-    actor_scale: float = setting("scale of the actor's initial output weights", low=0)
-    min_std: float = setting("least standard deviation of continuous actions", above=0)
-    max_std: float = setting("largest standard deviation of continuous actions", above=0)
-    std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What is stored and drawn."""
-
-    capacity: int = setting("rows stored, over all environments", low=1)
-    batch: int = setting("B: sequences per update", low=1)
-    length: int = setting("T: trained rows per sequence (one more gives the first latent)", low=1)
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Scales and constants of the losses."""
-
-    beta_pred: float = setting("β_pred: scale of the prediction loss", low=0)
-    beta_dyn: float = setting("β_dyn: scale of the dynamics loss", low=0)
-    beta_rep: float = setting("β_rep: scale of the representation loss", low=0)
-    beta_actor: float = setting("scale of the actor loss", low=0)
-    beta_critic: float = setting("β_val: scale of the critic loss on dreams", low=0)
-    beta_replay: float = setting("β_repval: scale of the critic loss on replayed rows", low=0)
-    free_bits: float = setting("nats below which the KL is not pushed", low=0)
-    imagination: int = setting("H: steps of a dream", low=1)
-    horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
-    lambda_: float = setting("λ of the λ-return", low=0, high=1)
-    eta: float = setting("η: scale of the actor's entropy bonus", low=0)
-    slow_rate: float = setting("share of the critic mixed into the slow critic per update", low=0, high=1)
-    slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
-    return_rate: float = setting("share of a batch mixed into the return range per update", low=0, high=1)
-    return_limit: float = setting("L: least divisor of the advantages", above=0)
-    return_low: float = setting("lower percentile of the return range", low=0, high=100)
-    return_high: float = setting("upper percentile of the return range", low=0, high=100)
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """AGC and LaProp."""
-
-    lr: float = setting("peak learning rate", above=0)
-    warmup: int = setting("updates until the learning rate has risen to lr", low=0)
-    lr_final: float = setting("learning rate at the end of the run, as a share of lr", low=0, high=1)
-    agc: float = setting("gradient norm allowed, as a share of the weight norm", above=0)
-    agc_floor: float = setting("least weight norm that AGC reckons with", above=0)
-    rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
-    momentum: float = setting("decay of the momentum", low=0, below=1)
-    eps: float = setting("ε beside the root mean square", above=0)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every number that the program uses, one field per section of the YAML file."""
-
-    run: Run
-    model: Model
-    replay: Replay
-    learning: Learning
-    optimizer: Optimizer
-
-    def __post_init__(self):
-        """Checks that take two numbers to make; the rest is checked field by field."""
-        run, model, replay = self.run, self.model, self.replay
-        rows = replay.length + 1
-        checks = (
-            (model.deter % model.blocks == 0,
-             f"model.deter: expected a multiple of model.blocks = {model.blocks}, "
-             f"found {model.deter}"),
-            (model.bins % 2 == 1, f"model.bins: expected an odd number, found {model.bins}"),
-            (model.min_std <= model.max_std,
-             f"model.max_std: expected at least model.min_std = {model.min_std}, "
-             f"found {model.max_std}"),
-            (replay.capacity // run.envs >= rows,
-             f"replay.capacity: expected at least run.envs × (replay.length + 1) = "
-             f"{run.envs * rows} rows, found {replay.capacity}"),
-            (run.prefill // run.envs >= rows,
-             f"run.prefill: expected at least run.envs × (replay.length + 1) = "
-             f"{run.envs * rows} steps, found {run.prefill}"),
-            (replay.capacity >= replay.batch * replay.length,
-             f"replay.capacity: expected at least one batch = "
-             f"{replay.batch * replay.length} rows, found {replay.capacity}"),
-            (self.learning.return_low < self.learning.return_high,
-             f"learning.return_high: expected more than learning.return_low = "
-             f"{self.learning.return_low}, found {self.learning.return_high}"),
-        )
-        for holds, message in checks:
-            if not holds:
-                raise ValueError(message)
-
+from utils.settings import Config
+from utils.summary import describe
 
 # ------------------------------------------------------------------------------------------------
 # What flows through the program
@@ -387,57 +251,6 @@ def entropy(p):
 # ------------------------------------------------------------------------------------------------
 
 
-class Categorical(NamedTuple):
-    """The actor's distribution over A discrete actions; actions are one-hot."""
-
-    logits: jax.Array  # [..., A]
-
-    def sample(self, key):
-        """-> [..., A]; one uniform number per action, no gradient (REINFORCE needs none)."""
-        return jax.lax.stop_gradient(sample_onehot(key, jax.nn.softmax(self.logits)))
-
-    def log_prob(self, a):
-        """ln π(a): a [..., A] -> [...]."""
-        return jnp.sum(a * jax.nn.log_softmax(self.logits), -1)
-
-    def entropy(self):
-        """In nats, -> [...]."""
-        return -jnp.sum(jax.nn.softmax(self.logits) * jax.nn.log_softmax(self.logits), -1)
-
-
-class BoundedNormal(NamedTuple):
-    """The actor's distribution over A continuous actions, clipped only at the environment."""
-
-    mean: jax.Array  # [..., A], within (-1, 1)
-    std: jax.Array  # [..., A]
-
-    def sample(self, key):
-        """-> [..., A], unclipped, no gradient (REINFORCE needs none)."""
-        noise = jax.random.normal(key, self.mean.shape)
-        return jax.lax.stop_gradient(self.mean + self.std * noise)
-
-    def log_prob(self, a):
-        """Log density summed over the action's entries: a [..., A] -> [...]."""
-        error = (a - self.mean) / self.std
-        return jnp.sum(-0.5 * jnp.square(error) - jnp.log(self.std) - 0.5 * jnp.log(2 * jnp.pi), -1)
-
-    def entropy(self):
-        """In nats, summed over the action's entries, -> [...]."""
-        return jnp.sum(jnp.log(self.std) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), -1)
-
-
-def bounded_normal(mean, std, model):
-    """Mean tanh(·), standard deviation between min_std and max_std by a sigmoid
-
-    Shapes: network outputs mean, std [..., A].
-    Source: official code, `bounded_normal`; golden file 7_bounded_normal.
-    """
-    spread = model.max_std - model.min_std
-    return BoundedNormal(
-        jnp.tanh(mean), spread * jax.nn.sigmoid(std + model.std_bias) + model.min_std
-    )
-
-
 def features(latent):
     """s = [h, z flat], what every head sees
 
@@ -451,56 +264,26 @@ class WorldModel(nnx.Module):
 
     def __init__(self, model, env, rngs):
         self.model, self.is_image = model, env.is_image
-        z_size, units, eps = model.latents * model.classes, model.units, model.norm_eps
-        s_size = model.deter + z_size
-        tokens = self._observation(env, rngs)
-        sizes = (model.deter, z_size, env.action_size)
+        units, eps, z_size = model.units, model.norm_eps, model.latents * model.classes
+        s_size, sizes = model.deter + z_size, (model.deter, z_size, env.action_size)
+        self.encoder, tokens = make_encoder(model, env.x_shape, env.is_image, rngs)
         self.sequence = BlockGRU(sizes, model.hidden, model.blocks, eps, rngs)
         posterior = MLP(model.deter + tokens, model.hidden, model.posterior_layers, eps, rngs)
         self.posterior = Head(posterior, model.hidden, z_size, rngs)
         prior = MLP(model.deter, model.hidden, model.prior_layers, eps, rngs)
         self.prior = Head(prior, model.hidden, z_size, rngs)
+        self.decoder = make_decoder(model, env.x_shape, env.is_image, rngs)
         reward = MLP(s_size, units, model.reward_layers, eps, rngs)
         self.reward = Head(reward, units, model.bins, rngs, outscale=0.0)
         self.continue_ = Head(MLP(s_size, units, model.continue_layers, eps, rngs), units, 1, rngs)
 
-    def _observation(self, env, rngs):
-        """Builds encoder and decoder for the kind of x; returns the width of the tokens."""
-        model, eps = self.model, self.model.norm_eps
-        z_size, units = model.latents * model.classes, model.units
-        if not env.is_image:
-            self.encoder = MLP(env.x_shape[0], units, model.encoder_layers, eps, rngs)
-            decoder = MLP(model.deter + z_size, units, model.decoder_layers, eps, rngs)
-            self.decoder = Head(decoder, units, env.x_shape[0], rngs)
-            return units
-        stages = image_sizes(env.x_shape, model.multipliers, model.seed_pixels)
-        channels = [model.depth * m for m in model.multipliers[: len(stages) - 1]]
-        self.encoder = ConvEncoder(env.x_shape, channels, model.kernel, eps, rngs)
-        sizes, image = (model.deter, z_size, units), (tuple(stages), env.x_shape[-1])
-        layer = (model.kernel, model.blocks, eps)
-        self.decoder = ConvDecoder(sizes, image, tuple(channels), layer, rngs)
-        return stages[-1][0] * stages[-1][1] * channels[-1]
-
     def encode(self, x):
-        """Tokens of an observation: symlog of a vector, pixels in [-0.5, 0.5] of an image
-
-        Shapes: x [..., X] -> [..., tokens].
-        """
-        if not self.is_image:
-            return self.encoder(symlog(x))
-        tokens = self.encoder(x.reshape(-1, *x.shape[-3:]) / 255.0 - 0.5)
-        return tokens.reshape(*x.shape[:-3], -1)
+        """Tokens of x, from the symlog of a vector or pixels in [-0.5, 0.5]: [..., X] -> [..., ·]"""
+        return self.encoder(x / 255.0 - 0.5 if self.is_image else symlog(x))
 
     def decode(self, latent):
-        """x̂: a vector in symlog space, or an image in (0, 1)
-
-        Shapes: latent [..., D], [..., S, K] -> [..., X].
-        """
-        if not self.is_image:
-            return self.decoder(features(latent))
-        lead, z_size = latent.h.shape[:-1], self.model.latents * self.model.classes
-        image = self.decoder(latent.h.reshape(-1, self.model.deter), latent.z.reshape(-1, z_size))
-        return image.reshape(*lead, *image.shape[1:])
+        """x̂ [..., X]: a vector in symlog space, or an image in (0, 1)"""
+        return self.decoder(latent.h, latent.z.reshape(*latent.z.shape[:-2], -1))
 
     def recur(self, latent, a):
         """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
@@ -1055,20 +838,6 @@ def score(program, params, key):
             "charts/eval_length": lengths.mean()}
 
 
-def episodes(finished, before):
-    """Rows for scores.jsonl of the episodes that ended in a chunk which began at step `before`
-
-    Shapes: finished [..., E], leading axes are successive steps.
-    """
-    finished = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), finished)
-    envs = finished.total.shape[1]
-    return [
-        {"step": before + int(t + 1) * envs, "env": int(e),
-         "return": float(finished.total[t, e]), "length": int(finished.length[t, e])}
-        for t, e in zip(*np.nonzero(finished.is_last))
-    ]
-
-
 def train(program, loop, diary, key):
     """The host's loop over compiled chunks: play, learn, now and then evaluate: -> Loop"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
@@ -1088,30 +857,6 @@ def train(program, loop, diary, key):
     return loop
 
 
-def describe(program, shapes):
-    """Lines for people before anything is compiled: device, environment, parameters by part."""
-    parts = {"encoder": 0, "dynamics": 0, "decoder": 0, "reward": 0, "continue": 0, "actor": 0,
-             "critic": 0} | parameter_counts(shapes)
-    device = jax.devices()[0]
-    counts = " · ".join(f"{name} {count:,}" for name, count in parts.items())
-    return [
-        f"device       {jax.device_count()} x {device.platform} ({device.device_kind})",
-        f"environment  {program.env.describe()}",
-        f"parameters   {sum(parts.values()):,}: {counts}",
-    ]
-
-
-def parameter_counts(shapes):
-    """Number of weights by part, from shapes alone; the slow critic, a copy, is not counted."""
-    world = shapes["world"]
-    parts = {
-        "encoder": world["encoder"], "dynamics": [world[n] for n in ("sequence", "prior", "posterior")],
-        "decoder": world["decoder"], "reward": world["reward"], "continue": world["continue_"],
-        "actor": shapes["actor"], "critic": shapes["critic"],
-    }
-    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
-
-
 def main(argv=None):
     """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
     began = time.perf_counter()
@@ -1126,7 +871,7 @@ def main(argv=None):
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     init_key, eval_key = jax.random.split(jax.random.key(config.run.seed))
     with Logger(folder, config.run.steps) as logger:
-        for line in describe(program, shapes):
+        for line in describe(env, shapes):
             logger.say(line)
         logger.say("compiling    (the first chunk takes longest) ...")
         diary = Diary(logger, config.run.steps, env.solved, began)

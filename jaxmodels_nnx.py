@@ -8,6 +8,8 @@ Letters of the shapes: N any batch, I inputs, O outputs, D recurrent width, G bl
 image, `...` any leading axes.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -217,7 +219,7 @@ def image_sizes(shape, multipliers, seed):
 class ConvEncoder(nnx.Module):
     """Image to features: per stage a convolution, a 2 x 2 max-pool, RMS norm over channels, SiLU.
 
-    Shapes: x [N, H, W, C] in [-0.5, 0.5] -> [N, h * w * channels].
+    Shapes: x [..., H, W, C] in [-0.5, 0.5] -> [..., h * w * channels].
     Source: golden file 10_encoder.
     """
 
@@ -227,9 +229,10 @@ class ConvEncoder(nnx.Module):
         self.norms = nnx.List([RMSNorm(o, eps) for o in channels])
 
     def __call__(self, x):
+        lead, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
         for conv, norm in zip(self.convs, self.norms):
             x = jax.nn.silu(norm(max_pool(conv(x))))
-        return x.reshape(len(x), -1)
+        return x.reshape(*lead, -1)
 
 
 class ConvDecoder(nnx.Module):
@@ -237,7 +240,7 @@ class ConvDecoder(nnx.Module):
 
     h reaches the seed map through a block-linear layer, z through two layers.
 
-    Shapes: h [N, D], z [N, Z] -> [N, H, W, C] in (0, 1).
+    Shapes: h [..., D], z [..., Z] -> [..., H, W, C] in (0, 1).
     Source: golden file 10b_decoder.
     """
 
@@ -256,10 +259,103 @@ class ConvDecoder(nnx.Module):
         self.norms = nnx.List([RMSNorm(o, eps) for o in widths[1:-1]])
 
     def __call__(self, h, z):
-        height, width, depth = self.seed
+        lead, (height, width, depth) = h.shape[:-1], self.seed
+        h, z = h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
         pieces = self.from_h(h).reshape(-1, self.blocks, height, width, depth // self.blocks)
         seed = pieces.transpose(0, 2, 3, 1, 4).reshape(-1, *self.seed)
         x = jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
         for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
             x = jax.nn.silu(norm(conv(upsample(x, *size))))
-        return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
+        x = jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
+        return x.reshape(*lead, *x.shape[1:])
+
+
+class VectorDecoder(nnx.Module):
+    """Features to a vector, by an MLP on [h, z].
+
+    Shapes: h [..., D], z [..., Z] -> [..., O].
+    """
+
+    def __init__(self, head):
+        self.head = head
+
+    def __call__(self, h, z):
+        return self.head(jnp.concatenate([h, z], -1))
+
+
+def make_encoder(model, shape, is_image, rngs):
+    """The encoder for observations of this shape, and the width of its tokens."""
+    if not is_image:
+        layers, units = model.encoder_layers, model.units
+        return MLP(shape[0], units, layers, model.norm_eps, rngs), units
+    stages, channels = _stages(model, shape)
+    encoder = ConvEncoder(shape, channels, model.kernel, model.norm_eps, rngs)
+    return encoder, stages[-1][0] * stages[-1][1] * channels[-1]
+
+
+def make_decoder(model, shape, is_image, rngs):
+    """The decoder for observations of this shape: (h [..., D], z [..., Z]) -> [..., *shape]."""
+    z_size, units, eps = model.latents * model.classes, model.units, model.norm_eps
+    if not is_image:
+        mlp = MLP(model.deter + z_size, units, model.decoder_layers, eps, rngs)
+        return VectorDecoder(Head(mlp, units, shape[0], rngs))
+    stages, channels = _stages(model, shape)
+    layer, image = (model.kernel, model.blocks, eps), (tuple(stages), shape[-1])
+    return ConvDecoder((model.deter, z_size, units), image, channels, layer, rngs)
+
+
+def _stages(model, shape):
+    """Sizes per stage of an image and the channels of each convolution."""
+    stages = image_sizes(shape, model.multipliers, model.seed_pixels)
+    return stages, tuple(model.depth * m for m in model.multipliers[: len(stages) - 1])
+
+
+class Categorical(NamedTuple):
+    """Distribution over A classes; samples are one-hot."""
+
+    logits: jax.Array  # [..., A]
+
+    def sample(self, key):
+        """-> one-hot [..., A]."""
+        return jax.nn.one_hot(jax.random.categorical(key, self.logits), self.logits.shape[-1])
+
+    def log_prob(self, a):
+        """ln π(a): a [..., A] -> [...]."""
+        return jnp.sum(a * jax.nn.log_softmax(self.logits), -1)
+
+    def entropy(self):
+        """In nats, -> [...]."""
+        return -jnp.sum(jax.nn.softmax(self.logits) * jax.nn.log_softmax(self.logits), -1)
+
+
+class BoundedNormal(NamedTuple):
+    """Independent normals over A numbers; samples are not clipped."""
+
+    mean: jax.Array  # [..., A], within (-1, 1)
+    std: jax.Array  # [..., A]
+
+    def sample(self, key):
+        """-> [..., A], unclipped, without gradient."""
+        noise = jax.random.normal(key, self.mean.shape)
+        return jax.lax.stop_gradient(self.mean + self.std * noise)
+
+    def log_prob(self, a):
+        """Log density summed over the A numbers: a [..., A] -> [...]."""
+        error = (a - self.mean) / self.std
+        return jnp.sum(-0.5 * jnp.square(error) - jnp.log(self.std) - 0.5 * jnp.log(2 * jnp.pi), -1)
+
+    def entropy(self):
+        """In nats, summed over the A numbers, -> [...]."""
+        return jnp.sum(jnp.log(self.std) + 0.5 * jnp.log(2 * jnp.pi * jnp.e), -1)
+
+
+def bounded_normal(mean, std, model):
+    """Mean tanh(·), standard deviation between min_std and max_std by a sigmoid
+
+    Shapes: network outputs mean, std [..., A].
+    Source: official code, `bounded_normal`; golden file 7_bounded_normal.
+    """
+    spread = model.max_std - model.min_std
+    return BoundedNormal(
+        jnp.tanh(mean), spread * jax.nn.sigmoid(std + model.std_bias) + model.min_std
+    )

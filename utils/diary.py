@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from utils.logger import Logger, Progress
@@ -81,3 +82,17 @@ class Diary:
             float(np.mean(self._recent)) if self._recent else None,
             speed["updates_per_second"], speed["SPS"], speed["elapsed"],
             left / speed["SPS"] if speed["SPS"] else None)
+
+
+def episodes(finished, before):
+    """Rows for scores.jsonl of the episodes that ended in a chunk which began at step `before`
+
+    Shapes: finished [..., E], leading axes are successive steps.
+    """
+    finished = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), finished)
+    envs = finished.total.shape[1]
+    return [
+        {"step": before + int(t + 1) * envs, "env": int(e),
+         "return": float(finished.total[t, e]), "length": int(finished.length[t, e])}
+        for t, e in zip(*np.nonzero(finished.is_last))
+    ]

@@ -1,0 +1,142 @@
+"""The schema of dreamer.yaml: what each hyperparameter means and which values are possible.
+
+The numbers are in dreamer.yaml and nowhere else; a test holds its comments against these meanings.
+"""
+
+from dataclasses import dataclass
+
+from utils.config import setting
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run, for how long, and how often it is looked at."""
+
+    env: str = setting("Gymnax environment id")
+    observation: str = setting("how x is read", choices=("auto", "vector", "image"))
+    seed: int = setting("seed of all randomness", low=0)
+    steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
+    envs: int = setting("E: environments stepped side by side", low=1)
+    prefill: int = setting("environment steps before the first update", low=1)
+    train_ratio: float = setting("replayed rows trained on per environment step", above=0)
+    chunk: int = setting("environment steps per compiled call and line of metrics", low=1)
+    eval_every: int = setting("environment steps between evaluations", low=1)
+    eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
+    eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the networks."""
+
+    deter: int = setting("D: width of the recurrent state h", low=1)
+    hidden: int = setting("width of the layers in the RSSM", low=1)
+    latents: int = setting("S: number of categorical latents", low=1)
+    classes: int = setting("K: classes of each latent", low=1, high=256)
+    blocks: int = setting("G: blocks of the recurrent matrices", low=1)
+    units: int = setting("width of the other MLPs", low=1)
+    depth: int = setting("channels of the first convolution, divided by the first multiplier", low=1)
+    multipliers: tuple[int, ...] = setting("channels per halving of an image, in units of depth")
+    kernel: int = setting("side of the convolution kernels, pixels", low=1)
+    seed_pixels: int = setting("smallest side that an image is halved to, pixels", low=1)
+    encoder_layers: int = setting("hidden layers of the vector encoder", low=1)
+    decoder_layers: int = setting("hidden layers of the vector decoder", low=1)
+    prior_layers: int = setting("hidden layers of the prior", low=1)
+    posterior_layers: int = setting("hidden layers of the posterior", low=1)
+    reward_layers: int = setting("hidden layers of the reward head", low=1)
+    continue_layers: int = setting("hidden layers of the continue head", low=1)
+    actor_layers: int = setting("hidden layers of the actor", low=1)
+    critic_layers: int = setting("hidden layers of the critic", low=1)
+    bins: int = setting("V: bins of the two-hot heads, odd", low=3)
+    unimix: float = setting("share of the uniform distribution in prior and posterior", low=0, high=1)
+    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
+    actor_scale: float = setting("scale of the actor's initial output weights", low=0)
+    min_std: float = setting("least standard deviation of continuous actions", above=0)
+    max_std: float = setting("largest standard deviation of continuous actions", above=0)
+    std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is stored and drawn."""
+
+    capacity: int = setting("rows stored, over all environments", low=1)
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: trained rows per sequence (one more gives the first latent)", low=1)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Scales and constants of the losses."""
+
+    beta_pred: float = setting("β_pred: scale of the prediction loss", low=0)
+    beta_dyn: float = setting("β_dyn: scale of the dynamics loss", low=0)
+    beta_rep: float = setting("β_rep: scale of the representation loss", low=0)
+    beta_actor: float = setting("scale of the actor loss", low=0)
+    beta_critic: float = setting("β_val: scale of the critic loss on dreams", low=0)
+    beta_replay: float = setting("β_repval: scale of the critic loss on replayed rows", low=0)
+    free_bits: float = setting("nats below which the KL is not pushed", low=0)
+    imagination: int = setting("H: steps of a dream", low=1)
+    horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
+    lambda_: float = setting("λ of the λ-return", low=0, high=1)
+    eta: float = setting("η: scale of the actor's entropy bonus", low=0)
+    slow_rate: float = setting("share of the critic mixed into the slow critic per update", low=0, high=1)
+    slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
+    return_rate: float = setting("share of a batch mixed into the return range per update", low=0, high=1)
+    return_limit: float = setting("L: least divisor of the advantages", above=0)
+    return_low: float = setting("lower percentile of the return range", low=0, high=100)
+    return_high: float = setting("upper percentile of the return range", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AGC and LaProp."""
+
+    lr: float = setting("peak learning rate", above=0)
+    warmup: int = setting("updates until the learning rate has risen to lr", low=0)
+    lr_final: float = setting("learning rate at the end of the run, as a share of lr", low=0, high=1)
+    agc: float = setting("gradient norm allowed, as a share of the weight norm", above=0)
+    agc_floor: float = setting("least weight norm that AGC reckons with", above=0)
+    rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
+    momentum: float = setting("decay of the momentum", low=0, below=1)
+    eps: float = setting("ε beside the root mean square", above=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number that the program uses, one field per section of the YAML file."""
+
+    run: Run
+    model: Model
+    replay: Replay
+    learning: Learning
+    optimizer: Optimizer
+
+    def __post_init__(self):
+        """Checks that take two numbers to make; the rest is checked field by field."""
+        run, model, replay = self.run, self.model, self.replay
+        rows = replay.length + 1
+        checks = (
+            (model.deter % model.blocks == 0,
+             f"model.deter: expected a multiple of model.blocks = {model.blocks}, "
+             f"found {model.deter}"),
+            (model.bins % 2 == 1, f"model.bins: expected an odd number, found {model.bins}"),
+            (model.min_std <= model.max_std,
+             f"model.max_std: expected at least model.min_std = {model.min_std}, "
+             f"found {model.max_std}"),
+            (replay.capacity // run.envs >= rows,
+             f"replay.capacity: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} rows, found {replay.capacity}"),
+            (run.prefill // run.envs >= rows,
+             f"run.prefill: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} steps, found {run.prefill}"),
+            (replay.capacity >= replay.batch * replay.length,
+             f"replay.capacity: expected at least one batch = "
+             f"{replay.batch * replay.length} rows, found {replay.capacity}"),
+            (self.learning.return_low < self.learning.return_high,
+             f"learning.return_high: expected more than learning.return_low = "
+             f"{self.learning.return_low}, found {self.learning.return_high}"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise ValueError(message)
