@@ -227,7 +227,7 @@ def sample_onehot(key, probs):
     bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
     uniform = jax.random.uniform(key, probs.shape[:-1] + (1,))
     onehot = jax.nn.one_hot(jnp.sum(uniform >= bounds, -1), probs.shape[-1])
-    return onehot + probs - jax.lax.stop_gradient(probs)
+    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0
 
 
 def kl(p, q):
