@@ -43,18 +43,18 @@ continue target and is multiplied nowhere else in a dream.
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
 from utils import versions
 
+STARTED = time.perf_counter()  # in front of the heavy imports: the user waits for them too
 versions.check()  # in front of all that an old Python or jax could not import
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -64,15 +64,13 @@ from jaxmodels_nnx import (
 from utils import cli, optim, weights
 from utils import replay as replay_buffer
 from utils.config import dump
-from utils.diary import Diary, episodes
+from utils.diary import Diary, episodes, evaluation
 from utils.logger import Logger, make_folder
 from utils.plots import draw_run
-from utils.settings import Config
+from utils.settings import Config, updates_per_steps
 from utils.summary import describe
 
-# ------------------------------------------------------------------------------------------------
-# What flows through the program
-# ------------------------------------------------------------------------------------------------
+# ---- What flows through the program --------------------------------------------------------------
 
 
 class Latent(NamedTuple):
@@ -151,32 +149,23 @@ class Program:
     optimizer: optax.GradientTransformation
 
 
-# ------------------------------------------------------------------------------------------------
-# Robust predictions (Eq. 8-11)
-# ------------------------------------------------------------------------------------------------
+# ---- Robust predictions (Eq. 8-11) ---------------------------------------------------------------
 
 
 def symlog(x):
-    """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1)
-
-    Shapes: any.
-    """
+    """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1), of any shape"""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x):
-    """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), the inverse of symlog
-
-    Shapes: any.
-    """
+    """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), of any shape: the inverse of symlog"""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def value_bins(n):
     """Eq. 10 | the bins b_i = symexp(-20 ... 20), n of them, antisymmetric to the bit
 
-    Shapes: -> [V]; n is odd, so that the middle bin is 0.
-    """
+    Shapes: -> [V]; n is odd, so that the middle bin is 0."""
     with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit
         half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
         return jnp.concatenate([half, -half[:-1][::-1]])
@@ -185,8 +174,7 @@ def value_bins(n):
 def twohot_mean(logits, bins):
     """Eq. 10 | ŷ = softmax(logits)ᵀ b, summed in mirrored pairs: zero logits give exactly 0
 
-    Shapes: logits [..., V], bins [V] -> [...].
-    """
+    Shapes: logits [..., V], bins [V] -> [...]."""
     weighted = jax.nn.softmax(logits) * bins
     middle = bins.shape[0] // 2
     pairs = weighted[..., :middle] + weighted[..., : middle : -1]
@@ -198,8 +186,7 @@ def twohot_loss(logits, target, bins):
 
     Targets outside the bins count as the end bin. No [..., V] target is ever built.
 
-    Shapes: logits [..., V], target [...], bins [V] -> [...].
-    """
+    Shapes: logits [..., V], target [...], bins [V] -> [...]."""
     target = jnp.clip(target, bins[0], bins[-1])
     below = jnp.clip(jnp.searchsorted(bins, target, side="right") - 1, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
@@ -212,8 +199,7 @@ def unimix(logits, ratio):
     """Probabilities (1 - ratio) softmax(logits) + ratio uniform: no class ever dies
 
     Shapes: logits [..., K] -> [..., K].
-    Source: paper, section "World model learning", 1% unimix.
-    """
+    Source: paper, section "World model learning", 1% unimix."""
     return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]
 
 
@@ -222,8 +208,7 @@ def sample_onehot(key, probs):
 
     One uniform number per latent against the cumulative sum.
 
-    Shapes: probs [..., K] -> [..., K].
-    """
+    Shapes: probs [..., K] -> [..., K]."""
     bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
     uniform = jax.random.uniform(key, probs.shape[:-1] + (1,))
     onehot = jax.nn.one_hot(jnp.sum(uniform >= bounds, -1), probs.shape[-1])
@@ -231,31 +216,20 @@ def sample_onehot(key, probs):
 
 
 def kl(p, q):
-    """KL(p ‖ q) = Σ_k p_k (ln p_k - ln q_k) of categorical probabilities, in nats
-
-    Shapes: p, q [..., K] -> [...].
-    """
+    """KL(p ‖ q) = Σ_k p_k (ln p_k - ln q_k) in nats, of probabilities [..., K] -> [...]"""
     return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)
 
 
 def entropy(p):
-    """-Σ_k p_k ln p_k of categorical probabilities, in nats
-
-    Shapes: p [..., K] -> [...].
-    """
+    """H[p] = -Σ_k p_k ln p_k in nats, of probabilities [..., K] -> [...]"""
     return -jnp.sum(p * jnp.log(p), -1)
 
 
-# ------------------------------------------------------------------------------------------------
-# Networks (Eq. 1, Eq. 4)
-# ------------------------------------------------------------------------------------------------
+# ---- Networks (Eq. 1, Eq. 4) ---------------------------------------------------------------------
 
 
 def features(latent):
-    """s = [h, z flat], what every head sees
-
-    Shapes: h [..., D], z [..., S, K] -> [..., F].
-    """
+    """s = [h, z flat], what every head sees: h [..., D], z [..., S, K] -> [..., F]"""
     return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
 
 
@@ -264,9 +238,9 @@ class WorldModel(nnx.Module):
 
     def __init__(self, model, env, rngs):
         self.model, self.is_image = model, env.is_image
-        units, eps, z_size = model.units, model.norm_eps, model.latents * model.classes
-        s_size, sizes = model.deter + z_size, (model.deter, z_size, env.action_size)
+        units, eps, z_size, s_size = model.units, model.norm_eps, model.z_size, model.s_size
         self.encoder, tokens = make_encoder(model, env.x_shape, env.is_image, rngs)
+        sizes = (model.deter, z_size, env.action_size)
         self.sequence = BlockGRU(sizes, model.hidden, model.blocks, eps, rngs)
         posterior = MLP(model.deter + tokens, model.hidden, model.posterior_layers, eps, rngs)
         self.posterior = Head(posterior, model.hidden, z_size, rngs)
@@ -288,8 +262,7 @@ class WorldModel(nnx.Module):
     def recur(self, latent, a):
         """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
 
-        Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D].
-        """
+        Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D]."""
         a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))
         return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)
 
@@ -307,15 +280,11 @@ class WorldModel(nnx.Module):
 
 
 class Actor(nnx.Module):
-    """Eq. 4 | a_t ~ π(a_t | s_t)
-
-    Shapes: s [..., F] -> Categorical or BoundedNormal over [..., A].
-    """
+    """Eq. 4 | a_t ~ π(a_t | s_t): s [..., F] -> Categorical or BoundedNormal over [..., A]"""
 
     def __init__(self, model, env, rngs):
         self.model, self.discrete = model, env.discrete
-        s_size = model.deter + model.latents * model.classes
-        self.mlp = MLP(s_size, model.units, model.actor_layers, model.norm_eps, rngs)
+        self.mlp = MLP(model.s_size, model.units, model.actor_layers, model.norm_eps, rngs)
         self.out = Linear(model.units, env.action_size, rngs, model.actor_scale)
         if not env.discrete:
             self.out_std = Linear(model.units, env.action_size, rngs, model.actor_scale)
@@ -331,10 +300,9 @@ class Networks(nnx.Module):
     """All networks of the agent: world model, actor, and the critic v(s_t) of Eq. 4"""
 
     def __init__(self, model, env, rngs):
-        s_size = model.deter + model.latents * model.classes
         self.world = WorldModel(model, env, rngs)
         self.actor = Actor(model, env, rngs)
-        critic = MLP(s_size, model.units, model.critic_layers, model.norm_eps, rngs)
+        critic = MLP(model.s_size, model.units, model.critic_layers, model.norm_eps, rngs)
         self.critic = Head(critic, model.units, model.bins, rngs, outscale=0.0)
 
 
@@ -342,9 +310,8 @@ def time_first(tree):
     """Swaps axes 0 and 1 of every array: `jax.lax.scan` wants time in front, we want it second."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
-# ------------------------------------------------------------------------------------------------
-# World model learning (Eq. 1-3)
-# ------------------------------------------------------------------------------------------------
+
+# ---- World model learning (Eq. 1-3) --------------------------------------------------------------
 
 
 def observe_step(world, latent, a, now, key):
@@ -353,8 +320,7 @@ def observe_step(world, latent, a, now, key):
     Where is_first is true, the past is zeroed first.
 
     Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B])
-    -> Latent, posterior probabilities [B, S, K].
-    """
+    -> Latent, posterior probabilities [B, S, K]."""
     tokens, is_first = now
     keep = 1.0 - is_first.astype(jnp.float32)
     past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
@@ -369,8 +335,7 @@ def observe(world, start, batch, key):
     The one place where actions are shifted: row t meets a_{t-1}.
 
     Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
-    -> Latent [B, T, ...], posterior probabilities [B, T, S, K].
-    """
+    -> Latent [B, T, ...], posterior probabilities [B, T, S, K]."""
     tokens = world.encode(batch.x[:, 1:])
     keys = jax.random.split(key, tokens.shape[1])
 
@@ -387,8 +352,7 @@ def observe(world, start, batch, key):
 def decoder_loss(world, latent, x):
     """Eq. 3 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
 
-    Shapes: latent [B, T, ...], x [B, T, X] -> [B, T].
-    """
+    Shapes: latent [B, T, ...], x [B, T, X] -> [B, T]."""
     if world.is_image:
         return jnp.sum(jnp.square(world.decode(latent) - x / 255.0), (-3, -2, -1))
     return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)
@@ -397,8 +361,7 @@ def decoder_loss(world, latent, x):
 def continue_loss(logit, is_terminal, horizon):
     """Eq. 3 | -ln p(c_t | s_t), cross entropy with the soft target (1 - is_terminal)(1 - 1/horizon)
 
-    Shapes: logit, is_terminal [...] -> [...].
-    """
+    Shapes: logit, is_terminal [...] -> [...]."""
     target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)
     return optax.sigmoid_binary_cross_entropy(logit, target)
 
@@ -406,8 +369,7 @@ def continue_loss(logit, is_terminal, horizon):
 def prediction_loss(world, latent, rows, learning):
     """Eq. 3 | L_pred = -ln p(x_t | s_t) - ln p(r_t | s_t) - ln p(c_t | s_t)
 
-    Shapes: latent, rows [B, T, ...] -> its three terms by name, [B, T] each.
-    """
+    Shapes: latent, rows [B, T, ...] -> its three terms by name, [B, T] each."""
     s, bins = features(latent), value_bins(world.model.bins)
     logit = world.continue_(s)[..., 0]
     return {
@@ -422,29 +384,24 @@ def dynamics_loss(posterior, prior, free_bits):
 
     The KL is summed over the latents before the free bits are taken.
 
-    Shapes: posterior, prior [..., S, K] -> [...].
-    """
+    Shapes: posterior, prior [..., S, K] -> [...]."""
     return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
 
 
 def representation_loss(posterior, prior, free_bits):
     """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to foresee
 
-    Shapes: posterior, prior [..., S, K] -> [...].
-    """
+    Shapes: posterior, prior [..., S, K] -> [...]."""
     return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
 
 
-# ------------------------------------------------------------------------------------------------
-# Critic learning (Eq. 4-5)
-# ------------------------------------------------------------------------------------------------
+# ---- Critic learning (Eq. 4-5) -------------------------------------------------------------------
 
 
 def dream(networks, start, steps, key):
     """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
 
-    Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A].
-    """
+    Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A]."""
     world = networks.world
 
     def step(latent, step_key):
@@ -462,32 +419,29 @@ def dream(networks, start, steps, key):
 def lambda_returns(r, c, values, lambda_):
     """Eq. 5 | R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}), t = 0 ... H-1, R_H = v_H
 
-    Shapes: r, c, values [N, H+1], aligned with the state they were predicted from -> [N, H].
-    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line).
-    """
+    Shapes: r, c, values [N, H+1], aligned with the state they were predicted from; lambda_ a
+    number or [N, H+1] likewise -> [N, H].
+    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line)."""
     def step(following, now):
-        r_next, c_next, v_next = now
-        now = r_next + c_next * ((1.0 - lambda_) * v_next + lambda_ * following)
+        r_next, c_next, v_next, lambda_next = now
+        now = r_next + c_next * ((1.0 - lambda_next) * v_next + lambda_next * following)
         return now, now
 
-    inputs = time_first((r[:, 1:], c[:, 1:], values[:, 1:]))
+    lambda_ = jnp.broadcast_to(lambda_, r.shape)
+    inputs = time_first(tuple(x[:, 1:] for x in (r, c, values, lambda_)))
     _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
     return time_first(returns)
 
 
 def trajectory_weights(c):
-    """Probability that a dream is still going on, Π_{i≤t} c_i, the start's own c included
-
-    Shapes: c [N, H+1] -> [N, H+1].
-    """
+    """Π_{i≤t} c_i, the chance that a dream still goes on, its start's c included: [N, H+1]"""
     return jnp.cumprod(c, 1)
 
 
 def critic_loss(logits, returns, slow_values, bins, slow_scale):
     """Eq. 5 | -ln p(R_t | s_t), and towards the slow critic's prediction
 
-    Shapes: logits [..., V]; returns, slow_values [...] -> [...].
-    """
+    Shapes: logits [..., V]; returns, slow_values [...] -> [...]."""
     to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)
     to_slow = twohot_loss(logits, jax.lax.stop_gradient(slow_values), bins)
     return to_returns + slow_scale * to_slow
@@ -497,56 +451,38 @@ def replay_returns(rows, bootstrap, learning):
     """λ-returns of real rewards, t = 0 ... T-2, that start anew from the dream's where rows end
 
     Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the dreamed return of each row.
-    Source: official code, `repl_loss`; golden file 4b_repl_loss.
-    """
+    Source: official code, `repl_loss`; golden file 4b_repl_loss."""
     c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)
-    mix = (1.0 - rows.is_last) * learning.lambda_
-
-    def step(following, now):
-        r_next, c_next, mix_next, boot_next = now
-        now = r_next + c_next * ((1.0 - mix_next) * boot_next + mix_next * following)
-        return now, now
-
-    inputs = time_first(tuple(x[:, 1:] for x in (rows.r, c, mix, bootstrap)))
-    _, returns = jax.lax.scan(step, bootstrap[:, -1], inputs, reverse=True)
-    return time_first(returns)
+    lambda_ = (1.0 - rows.is_last) * learning.lambda_
+    return lambda_returns(rows.r, c, bootstrap, lambda_)
 
 
-# ------------------------------------------------------------------------------------------------
-# Actor learning (Eq. 6-7)
-# ------------------------------------------------------------------------------------------------
+# ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
 
 
 def update_return_range(return_range, returns, learning):
     """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
 
-    Shapes: return_range [2], returns any -> [2].
-    """
+    Shapes: return_range [2], returns any -> [2]."""
     levels = jnp.array([learning.return_low, learning.return_high])
     new = jnp.percentile(returns, levels)
     return (1.0 - learning.return_rate) * return_range + learning.return_rate * new
 
 
 def advantages(returns, values, return_range, limit):
-    """Eq. 6 | (R_t - v(s_t)) / max(L, S)
-
-    Shapes: returns, values [N, H], return_range [2] -> [N, H].
-    """
+    """Eq. 6 | (R_t - v(s_t)) / max(L, S): returns, values [N, H], return_range [2] -> [N, H]"""
     return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])
 
 
 def actor_loss(policy, a, advantage, eta):
     """Eq. 6 | -(sg(advantage) ln π(a_t | s_t) + η H[π(a_t | s_t)])
 
-    Shapes: policy over a [N, H, A], advantage [N, H] -> [N, H].
-    """
+    Shapes: policy over a [N, H, A], advantage [N, H] -> [N, H]."""
     reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)
     return -(reinforce + eta * policy.entropy())
 
 
-# ------------------------------------------------------------------------------------------------
-# One gradient step
-# ------------------------------------------------------------------------------------------------
+# ---- One gradient step ---------------------------------------------------------------------------
 
 
 class Learned(NamedTuple):
@@ -560,8 +496,7 @@ class Learned(NamedTuple):
 def world_losses(networks, batch, key, config):
     """Eq. 3 | the three losses of the world model on a batch [B, T + 1, ...]
 
-    -> dict of scalars, posterior states [B, T, ...], metrics.
-    """
+    -> dict of scalars, posterior states [B, T, ...], metrics."""
     world, learning, model = networks.world, config.learning, config.model
     start = Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], model.classes))
     latent, posterior = observe(world, start, batch, key)
@@ -591,8 +526,7 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
 
     `fixed` holds the same networks without gradient, and the slow critic.
 
-    -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics.
-    """
+    -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
     learning, bins = config.learning, value_bins(config.model.bins)
     r = twohot_mean(fixed.networks.world.reward(dreamed.s), bins)
     c = jax.nn.sigmoid(fixed.networks.world.continue_(dreamed.s)[..., 0])
@@ -621,8 +555,7 @@ def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
     Rows that end an episode have no return and count as zero.
 
     Shapes: latent, rows, bootstrap [B, T, ...] -> scalar.
-    Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss.
-    """
+    Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss."""
     learning, bins = config.learning, value_bins(config.model.bins)
     s = features(latent)[:, :-1]
     slow_values = twohot_mean(fixed.slow_critic(jax.lax.stop_gradient(s)), bins)
@@ -676,16 +609,13 @@ def train_step(program, state, batch, key):
     return state, learned.latent, metrics
 
 
-# ------------------------------------------------------------------------------------------------
-# Acting
-# ------------------------------------------------------------------------------------------------
+# ---- Acting --------------------------------------------------------------------------------------
 
 
 def act(networks, now, latent, a, key):
     """s_t ~ q(s_{t-1}, a_{t-1}, x_t), a_t ~ π(s_t), for E environments
 
-    Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A].
-    """
+    Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A]."""
     latent_key, action_key = jax.random.split(key)
     tokens = networks.world.encode(now.x)
     latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), latent_key)
@@ -731,9 +661,7 @@ def collect(program, loop, steps):
     return Loop(loop.agent, replay, player, key), finished
 
 
-# ------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def learn(program, loop):
@@ -746,16 +674,6 @@ def learn(program, loop):
     trained = index._replace(place=index.place[:, 1:])
     replay = replay_buffer.refresh(loop.replay, trained, {"h": latent.h, "z": classes})
     return Loop(agent, replay, loop.player, key), metrics
-
-
-def updates_per_steps(config):
-    """(U, k): the smallest whole numbers with U updates per k steps of all environments
-
-    Train ratio = replayed rows per environment step = U · B · T / (k · E).
-    """
-    rows = config.replay.batch * config.replay.length
-    ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
-    return ratio.numerator, ratio.denominator
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
@@ -772,18 +690,15 @@ def train_chunk(program, loop, rounds):
     return loop, finished, jax.tree.map(jnp.mean, metrics)
 
 
-@partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
-def fill(program, loop, steps):
-    """`steps` steps with the untrained, near uniform policy before learning begins"""
-    return collect(program, loop, steps)
+# Before learning begins: the untrained policy is nearly uniform.
+fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)
 
 
 @partial(jax.jit, static_argnums=0)
 def evaluate(program, params, key):
     """Returns and lengths [episodes] of fresh episodes side by side, one for each environment
 
-    Actions are sampled, as in training.
-    """
+    Actions are sampled, as in training."""
     run, networks = program.config.run, nnx.merge(program.networks, params)
     start_key, play_key = jax.random.split(key)
     player = start_playing(program, run.eval_episodes, start_key)
@@ -830,36 +745,36 @@ def init(program, key):
     return Loop(agent, replay, player, loop_key)
 
 
-def score(program, params, key):
-    """An evaluation as metrics: mean return, half its 95% interval, mean length"""
-    returns, lengths = jax.device_get(evaluate(program, params, key))
-    interval = 1.96 * np.std(returns) / len(returns) ** 0.5
-    return {"charts/eval_return": returns.mean(), "charts/eval_interval": interval,
-            "charts/eval_length": lengths.mean()}
+def compile_chunk(program, rounds):
+    """`train_chunk` compiled for this program, from shapes alone: -> function of a Loop"""
+    loop = jax.eval_shape(lambda key: init(program, key), jax.random.key(0))
+    return train_chunk.lower(program, loop, rounds).compile()
 
 
-def train(program, loop, diary, key):
+def train(program, diary):
     """The host's loop over compiled chunks: play, learn, now and then evaluate: -> Loop"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
     rounds = max(1, min(run.chunk, run.steps - run.prefill) // (k * run.envs))
-    loop, finished = fill(program, loop, run.prefill // run.envs)
-    diary.episodes(run.prefill // run.envs * run.envs, episodes(finished, 0))
+    init_key, eval_key = jax.random.split(jax.random.key(run.seed))
+    with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
+        chunk = pool.submit(compile_chunk, program, rounds)
+        loop, finished = fill(program, init(program, init_key), run.prefill // run.envs)
+        diary.episodes(run.prefill // run.envs * run.envs, episodes(finished, 0))
     evaluated = diary.steps
     while diary.steps < run.steps:
-        loop, finished, metrics = train_chunk(program, loop, rounds)
+        loop, finished, metrics = chunk.result()(loop)
         diary.episodes(rounds * k * run.envs, episodes(finished, diary.steps))
         metrics = jax.device_get(metrics)
         if diary.steps // run.eval_every > evaluated // run.eval_every or diary.steps >= run.steps:
             evaluated = diary.steps
-            eval_key = jax.random.fold_in(key, diary.steps)
-            metrics |= score(program, loop.agent.params, eval_key)
+            found = evaluate(program, loop.agent.params, jax.random.fold_in(eval_key, evaluated))
+            metrics |= evaluation(*jax.device_get(found))
         diary.chunk(rounds * updates, metrics)
     return loop
 
 
-def main(argv=None):
+def main(argv=None, began=None):
     """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
-    began = time.perf_counter()
     try:
         config, logdir = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
         env = gymnax_wrappers.make(config.run.env, config.run.observation)
@@ -869,21 +784,16 @@ def main(argv=None):
         return 2
     program, shapes = build(config, env)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    init_key, eval_key = jax.random.split(jax.random.key(config.run.seed))
     with Logger(folder, config.run.steps) as logger:
         for line in describe(env, shapes):
             logger.say(line)
-        logger.say("compiling    (the first chunk takes longest) ...")
-        diary = Diary(logger, config.run.steps, env.solved, began)
-        loop = train(program, init(program, init_key), diary, eval_key)
+        diary = Diary(logger, config.run.steps, env.solved, began or time.perf_counter())
+        loop = train(program, diary)
     weights.save(folder / "weights.npz", weights.flatten(loop.agent.params))
     draw_run(folder, f"{config.run.env}, seed {config.run.seed}", env.solved)
-    print(f"score        {diary.score:.1f} over {config.run.eval_episodes} fresh episodes, "
-          f"after {diary.steps:,} steps and {time.perf_counter() - began:.0f} s\n"
-          f"files        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
-          "config.yaml, weights.npz)")
+    print(diary.summary(config.run.eval_episodes, folder))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(began=STARTED))

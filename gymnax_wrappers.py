@@ -44,8 +44,7 @@ class Environment:
     """One Gymnax environment; hashable by identity, so that it may be a static argument.
 
     `x_shape`, `x_dtype` and `is_image` describe the observation, `action_size` and `discrete` the
-    action, `solved` is the return that counts as solved (None where nobody set one).
-    """
+    action, `solved` is the return that counts as solved (None where nobody set one)."""
 
     def __init__(self, name, env, params, observation):
         self.name, self.env, self.params = name, env, params
@@ -70,8 +69,7 @@ class Environment:
 
         After the last row of an episode the action is ignored and the next episode's first row
         comes. `step_env` is called, never `step`: that one resets by itself and hides the last
-        observation.
-        """
+        observation."""
         step_key, reset_key = jax.random.split(key)
         action = self._action(action)
         x, inner, r, ended, _ = self.env.step_env(step_key, state.inner, action, self.params)
@@ -121,8 +119,7 @@ def make(name, observation="auto"):
     Images are arrays of three axes, or of two with at least 4 pixels each; a scalar integer
     becomes one-hot; the rest becomes one flat vector.
 
-    Raises: ValueError, one clear line, for an unknown id or a space that is not supported.
-    """
+    Raises: ValueError, one clear line, for an unknown id or a space that is not supported."""
     if name not in gymnax.registered_envs:
         near = difflib.get_close_matches(name, gymnax.registered_envs, 3, 0.3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""

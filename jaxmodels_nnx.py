@@ -22,8 +22,7 @@ def truncated_normal(key, shape, outscale):
 
     Shapes: `shape` is [..., O]; fan_in is the product of all axes but the last, for a block-linear
     kernel [G, I/G, O/G] therefore the whole input width.
-    Source: the official code's `trunc_normal_in`.
-    """
+    Source: the official code's `trunc_normal_in`."""
     fan_in = 1
     for size in shape[:-1]:
         fan_in *= size
@@ -34,8 +33,7 @@ def truncated_normal(key, shape, outscale):
 class Linear(nnx.Module):
     """y = x W + b.
 
-    Shapes: x [..., I] -> [..., O].
-    """
+    Shapes: x [..., I] -> [..., O]."""
 
     def __init__(self, inputs, outputs, rngs, outscale=1.0):
         self.kernel = nnx.Param(truncated_normal(rngs.params(), (inputs, outputs), outscale))
@@ -49,8 +47,7 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / √(mean(x²) + ε) · scale, over the last axis; ε stands inside the root.
 
-    Shapes: x [..., O] -> [..., O].
-    """
+    Shapes: x [..., O] -> [..., O]."""
 
     def __init__(self, size, eps):
         self.scale = nnx.Param(jnp.ones(size))
@@ -64,8 +61,7 @@ class RMSNorm(nnx.Module):
 class Hidden(nnx.Module):
     """The hidden layer of every network here: linear, RMS norm, SiLU.
 
-    Shapes: x [..., I] -> [..., O].
-    """
+    Shapes: x [..., I] -> [..., O]."""
 
     def __init__(self, inputs, outputs, eps, rngs):
         self.linear = Linear(inputs, outputs, rngs)
@@ -78,8 +74,7 @@ class Hidden(nnx.Module):
 class MLP(nnx.Module):
     """A chain of hidden layers.
 
-    Shapes: x [..., I] -> [..., units].
-    """
+    Shapes: x [..., I] -> [..., units]."""
 
     def __init__(self, inputs, units, layers, eps, rngs):
         widths = [inputs] + [units] * layers
@@ -94,8 +89,7 @@ class MLP(nnx.Module):
 class Head(nnx.Module):
     """An MLP and a linear output layer.
 
-    Shapes: x [..., I] -> [..., O].
-    """
+    Shapes: x [..., I] -> [..., O]."""
 
     def __init__(self, mlp, units, outputs, rngs, outscale=1.0):
         self.mlp = mlp
@@ -108,8 +102,7 @@ class Head(nnx.Module):
 class BlockLinear(nnx.Module):
     """A linear layer whose matrix is block-diagonal: piece g of x meets kernel[g] alone.
 
-    Shapes: x [..., I] -> [..., O]; kernel [G, I/G, O/G].
-    """
+    Shapes: x [..., I] -> [..., O]; kernel [G, I/G, O/G]."""
 
     def __init__(self, inputs, outputs, blocks, rngs):
         shape = (blocks, inputs // blocks, outputs // blocks)
@@ -130,8 +123,7 @@ class BlockGRU(nnx.Module):
     piece of the state reaches only that block. Gates: reset, candidate, update.
 
     Shapes: h [N, D], z [N, Z], a [N, A] -> [N, D].
-    Source: the official code's `RSSM._core`, golden file 3_rssm_blocks4.
-    """
+    Source: the official code's `RSSM._core`, golden file 3_rssm_blocks4."""
 
     def __init__(self, sizes, hidden, blocks, eps, rngs):
         deter, z_size, a_size = sizes
@@ -171,8 +163,7 @@ class BlockGRU(nnx.Module):
 class Conv(nnx.Module):
     """A convolution of stride 1 that keeps height and width.
 
-    Shapes: x [N, H, W, I] -> [N, H, W, O]; kernel [k, k, I, O].
-    """
+    Shapes: x [N, H, W, I] -> [N, H, W, O]; kernel [k, k, I, O]."""
 
     def __init__(self, inputs, outputs, size, rngs):
         shape = (size, size, inputs, outputs)
@@ -189,8 +180,7 @@ class Conv(nnx.Module):
 def max_pool(x):
     """The largest of each 2 x 2 pixels; an odd last row or column is pooled alone.
 
-    Shapes: x [N, H, W, C] -> [N, ⌈H/2⌉, ⌈W/2⌉, C].
-    """
+    Shapes: x [N, H, W, C] -> [N, ⌈H/2⌉, ⌈W/2⌉, C]."""
     window = (1, 2, 2, 1)
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "SAME")
 
@@ -198,8 +188,7 @@ def max_pool(x):
 def upsample(x, height, width):
     """Each pixel becomes 2 x 2, cut to the size that `max_pool` started from.
 
-    Shapes: x [N, ⌈H/2⌉, ⌈W/2⌉, C] -> [N, H, W, C].
-    """
+    Shapes: x [N, ⌈H/2⌉, ⌈W/2⌉, C] -> [N, H, W, C]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
 
 
@@ -207,8 +196,7 @@ def image_sizes(shape, multipliers, seed):
     """Height and width before each halving and after the last, largest first.
 
     An image is halved while both sides stay at least `seed` pixels, at least once and at most
-    `len(multipliers)` times: 64x64 with seed 4 gives 64, 32, 16, 8, 4 and 10x10 gives 10, 5.
-    """
+    `len(multipliers)` times: 64x64 with seed 4 gives 64, 32, 16, 8, 4 and 10x10 gives 10, 5."""
     sizes = [tuple(shape[:2])]
     while len(sizes) <= len(multipliers) and (len(sizes) == 1 or min(sizes[-1]) >= 2 * seed):
         height, width = sizes[-1]
@@ -220,8 +208,7 @@ class ConvEncoder(nnx.Module):
     """Image to features: per stage a convolution, a 2 x 2 max-pool, RMS norm over channels, SiLU.
 
     Shapes: x [..., H, W, C] in [-0.5, 0.5] -> [..., h * w * channels].
-    Source: golden file 10_encoder.
-    """
+    Source: golden file 10_encoder."""
 
     def __init__(self, shape, channels, kernel, eps, rngs):
         widths = [shape[-1], *channels]
@@ -241,8 +228,7 @@ class ConvDecoder(nnx.Module):
     h reaches the seed map through a block-linear layer, z through two layers.
 
     Shapes: h [..., D], z [..., Z] -> [..., H, W, C] in (0, 1).
-    Source: golden file 10b_decoder.
-    """
+    Source: golden file 10b_decoder."""
 
     def __init__(self, sizes, image, channels, layer, rngs):
         """`sizes` (D, Z, units), `image` (sizes per stage, C), `layer` (kernel, blocks, eps)."""
@@ -273,8 +259,7 @@ class ConvDecoder(nnx.Module):
 class VectorDecoder(nnx.Module):
     """Features to a vector, by an MLP on [h, z].
 
-    Shapes: h [..., D], z [..., Z] -> [..., O].
-    """
+    Shapes: h [..., D], z [..., Z] -> [..., O]."""
 
     def __init__(self, head):
         self.head = head
@@ -295,9 +280,9 @@ def make_encoder(model, shape, is_image, rngs):
 
 def make_decoder(model, shape, is_image, rngs):
     """The decoder for observations of this shape: (h [..., D], z [..., Z]) -> [..., *shape]."""
-    z_size, units, eps = model.latents * model.classes, model.units, model.norm_eps
+    z_size, units, eps = model.z_size, model.units, model.norm_eps
     if not is_image:
-        mlp = MLP(model.deter + z_size, units, model.decoder_layers, eps, rngs)
+        mlp = MLP(model.s_size, units, model.decoder_layers, eps, rngs)
         return VectorDecoder(Head(mlp, units, shape[0], rngs))
     stages, channels = _stages(model, shape)
     layer, image = (model.kernel, model.blocks, eps), (tuple(stages), shape[-1])
@@ -353,8 +338,7 @@ def bounded_normal(mean, std, model):
     """Mean tanh(·), standard deviation between min_std and max_std by a sigmoid
 
     Shapes: network outputs mean, std [..., A].
-    Source: official code, `bounded_normal`; golden file 7_bounded_normal.
-    """
+    Source: official code, `bounded_normal`; golden file 7_bounded_normal."""
     spread = model.max_std - model.min_std
     return BoundedNormal(
         jnp.tanh(mean), spread * jax.nn.sigmoid(std + model.std_bias) + model.min_std

@@ -14,8 +14,7 @@ def parse(argv, schema, description):
 
     `--help` and `--print-config` print and leave with status 0.
 
-    Raises: ConfigError.
-    """
+    Raises: ConfigError."""
     parser = _parser(description)
     flags = parser.parse_args(argv)
     path = flags.config or _default_config()

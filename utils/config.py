@@ -27,8 +27,7 @@ def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
 def load(path, schema, presets=(), sets=()):
     """The file's defaults, overlaid by named presets in order, then by "section.key=value" strings.
 
-    Raises: ConfigError.
-    """
+    Raises: ConfigError."""
     tree = read(path)
     blocks = tree.pop("presets", None) or {}
     _check_mapping(blocks, f"{path}: presets")
@@ -53,8 +52,7 @@ def load(path, schema, presets=(), sets=()):
 def read(path):
     """The mapping in a YAML file, by the safe loader.
 
-    Raises: ConfigError for a file that is missing, unreadable, empty, broken or no mapping.
-    """
+    Raises: ConfigError for a file that is missing, unreadable, empty, broken or no mapping."""
     try:
         with open(path, encoding="utf-8") as file:
             tree = yaml.load(file, Loader=_UniqueKeys)

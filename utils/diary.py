@@ -16,8 +16,7 @@ class Diary:
     """Takes what each chunk leaves, writes it through the logger and keeps the display up to date.
 
     `began` is the clock (`time.perf_counter`) at the program's start, `solved` the return that
-    counts as solved, None where there is none.
-    """
+    counts as solved, None where there is none."""
 
     logger: Logger
     total_steps: int
@@ -53,6 +52,14 @@ class Diary:
             self._evaluated(values["charts/eval_return"])
         self.logger.show(self._progress(speed))
 
+    def summary(self, episodes, folder):
+        """The last lines of a run: score, time, where the files are."""
+        return (
+            f"score        {self.score:.1f} over {episodes} fresh episodes, after {self.steps:,} "
+            f"steps and {time.perf_counter() - self.began:.0f} s\n"
+            f"files        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
+            "config.yaml, weights.npz)")
+
     def _evaluated(self, value):
         solved_before = self.best is not None and self.solved and self.best >= self.solved
         self.score = value
@@ -84,11 +91,17 @@ class Diary:
             left / speed["SPS"] if speed["SPS"] else None)
 
 
+def evaluation(returns, lengths):
+    """An evaluation as metrics: mean return, half its 95% interval, mean length."""
+    interval = 1.96 * np.std(returns) / len(returns) ** 0.5
+    return {"charts/eval_return": returns.mean(), "charts/eval_interval": interval,
+            "charts/eval_length": lengths.mean()}
+
+
 def episodes(finished, before):
     """Rows for scores.jsonl of the episodes that ended in a chunk which began at step `before`
 
-    Shapes: finished [..., E], leading axes are successive steps.
-    """
+    Shapes: finished [..., E], leading axes are successive steps."""
     finished = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), finished)
     envs = finished.total.shape[1]
     return [

@@ -43,8 +43,7 @@ class Progress:
 def make_folder(logdir, env, seed):
     """The run's folder, made: `logdir` itself, else a new runs/<env>-<seed>-<date>-<time>.
 
-    Raises: ValueError, one line, for a folder that cannot be written or already holds a run.
-    """
+    Raises: ValueError, one line, for a folder that cannot be written or already holds a run."""
     folder = Path(logdir) if logdir else Path("runs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +73,7 @@ def _new_folder(wanted):
 class Logger:
     """Writes a run's rows and shows its progress, between `with` and the end of the block.
 
-    On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes.
-    """
+    On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes."""
 
     def __init__(self, folder, total_steps, console=None):
         self.folder = Path(folder)
@@ -103,8 +101,7 @@ class Logger:
     def metrics(self, step, values):
         """Append one row to metrics.jsonl: the step and the values given, to six digits.
 
-        Raises: ValueError for a value that is nan or infinite, or named "step".
-        """
+        Raises: ValueError for a value that is nan or infinite, or named "step"."""
         if "step" in values:
             raise ValueError("a metric cannot be named 'step': each row has one already")
         _write(self._metrics, [{"step": step} | values])
@@ -112,8 +109,7 @@ class Logger:
     def episodes(self, rows):
         """Append finished episodes to scores.jsonl, each a dict of step, env, return, length.
 
-        Raises: ValueError for a value that is nan or infinite; then none is written.
-        """
+        Raises: ValueError for a value that is nan or infinite; then none is written."""
         _write(self._scores, rows)
 
     def say(self, text):

@@ -9,8 +9,7 @@ def adaptive_gradient_clipping(limit, floor):
     """Scale a tensor's gradient down to ‖g‖ ≤ limit · max(floor, ‖w‖), one norm per whole tensor.
 
     Source: Brock et al. 2021, per tensor as in the official code (golden file 6_optimizer).
-    Differs: `optax.adaptive_grad_clip` takes one norm per output unit.
-    """
+    Differs: `optax.adaptive_grad_clip` takes one norm per output unit."""
 
     def clip(grad, weight):
         allowed = limit * jnp.maximum(floor, jnp.linalg.norm(weight.ravel()))
@@ -22,8 +21,7 @@ def adaptive_gradient_clipping(limit, floor):
 def learning_rate(peak, warmup, final, updates):
     """Linear warm-up from 0 to `peak` over `warmup` updates, then linear to final · peak.
 
-    `final` 1 keeps the rate constant, which is what the paper does. `updates` is the whole run.
-    """
+    `final` 1 keeps the rate constant, which is what the paper does. `updates` is the whole run."""
     rise = optax.linear_schedule(0.0, peak, warmup)
     fall = optax.linear_schedule(peak, final * peak, max(1, updates - warmup))
     return optax.join_schedules([rise, fall], [warmup])
@@ -32,8 +30,7 @@ def learning_rate(peak, warmup, final, updates):
 def laprop(config, updates):
     """AGC, division by the root mean square, momentum, learning rate: in this order.
 
-    Source: Ziyin et al. 2020; Table "optimizer" of the paper, golden file 6_optimizer.
-    """
+    Source: Ziyin et al. 2020; Table "optimizer" of the paper, golden file 6_optimizer."""
     rate = learning_rate(config.lr, config.warmup, config.lr_final, updates)
     return optax.chain(
         adaptive_gradient_clipping(config.agc, config.agc_floor),

@@ -31,8 +31,7 @@ def learning_curve(path, title, train, evaluations, losses, solved=None):
     """Draw returns, and below them every loss, against environment steps, into a PNG file.
 
     Shapes: train (steps, returns), one entry per finished episode; evaluations (steps, means,
-    half widths of the 95% intervals); losses {name: (steps, values)}; any of them may be empty.
-    """
+    half widths of the 95% intervals); losses {name: (steps, values)}; any of them may be empty."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -53,8 +52,7 @@ def learning_curve(path, title, train, evaluations, losses, solved=None):
 def seeds_curve(path, title, curves, solved=None):
     """Draw one thin line per seed and their mean, bold, into a PNG file.
 
-    Shapes: curves is a list of (seed, steps, returns).
-    """
+    Shapes: curves is a list of (seed, steps, returns)."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -81,8 +79,7 @@ def seeds_curve(path, title, curves, solved=None):
 def running_mean(values, window=WINDOW):
     """Mean of each value and up to window - 1 before it.
 
-    Shapes: [N] -> [N].
-    """
+    Shapes: [N] -> [N]."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
     start = np.maximum(0, end - window)

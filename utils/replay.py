@@ -50,8 +50,7 @@ def sample(replay, key, batch, length):
     A sequence may cross episodes but never the place where the newest row meets the oldest.
     At least `length` rows must have been written to each ring.
 
-    Shapes: rows [B, L, ...], Index.
-    """
+    Shapes: rows [B, L, ...], Index."""
     size = ring_size(replay)
     envs = jax.tree.leaves(replay.rows)[0].shape[0]
     filled = jnp.minimum(replay.written, size)
@@ -65,8 +64,7 @@ def sample(replay, key, batch, length):
 def refresh(replay, index, columns):
     """Write newer values of some columns back to where sampled rows stand.
 
-    Shapes: `columns` maps a field's name to [B, L, ...]; `index` as `sample` returned it.
-    """
+    Shapes: `columns` maps a field's name to [B, L, ...]; `index` as `sample` returned it."""
     stored = {
         name: getattr(replay.rows, name).at[index.ring, index.place].set(new)
         for name, new in columns.items()

@@ -4,6 +4,7 @@ The numbers are in dreamer.yaml and nowhere else; a test holds its comments agai
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from utils.config import setting
 
@@ -54,6 +55,16 @@ class Model:
     min_std: float = setting("least standard deviation of continuous actions", above=0)
     max_std: float = setting("largest standard deviation of continuous actions", above=0)
     std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
+
+    @property
+    def z_size(self):
+        """S·K, the width of z laid flat."""
+        return self.latents * self.classes
+
+    @property
+    def s_size(self):
+        """F = D + S·K, the width of the features."""
+        return self.deter + self.z_size
 
 
 @dataclass(frozen=True)
@@ -140,3 +151,12 @@ class Config:
         for holds, message in checks:
             if not holds:
                 raise ValueError(message)
+
+
+def updates_per_steps(config):
+    """(U, k): the smallest whole numbers with U updates per k steps of all environments
+
+    Train ratio = replayed rows per environment step = U · B · T / (k · E)."""
+    rows = config.replay.batch * config.replay.length
+    ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
+    return ratio.numerator, ratio.denominator

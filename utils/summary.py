@@ -12,6 +12,7 @@ def describe(env, shapes):
         f"device       {jax.device_count()} x {device.platform} ({device.device_kind})",
         f"environment  {env.describe()}",
         f"parameters   {sum(parts.values()):,}: {counts}",
+        "compiling    (the chunk of training takes longest) ...",
     ]
 
 

@@ -12,8 +12,7 @@ import numpy as np
 def save(path, arrays):
     """Write {name: array} to `path`, which holds the old file or the new one, never a part of it.
 
-    Raises: ValueError for an array of Python objects; OSError where `path` cannot be written.
-    """
+    Raises: ValueError for an array of Python objects; OSError where `path` cannot be written."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")  # same folder, so that the rename is atomic
     try:
@@ -37,8 +36,7 @@ def _write(file, arrays):
 def load(path):
     """The {name: array} that `save` wrote.
 
-    Raises: ValueError, one line, for a file that is no such archive or damaged; OSError.
-    """
+    Raises: ValueError, one line, for a file that is no such archive or damaged; OSError."""
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path}: is not a complete .npz file")
@@ -53,8 +51,7 @@ def load(path):
 def flatten(tree):
     """A pytree of arrays as {"agent/critic/kernel": array}: its paths, joined by slashes.
 
-    Raises: ValueError where two arrays would get one name.
-    """
+    Raises: ValueError where two arrays would get one name."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {}
     for path, leaf in leaves:
