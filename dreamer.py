@@ -17,7 +17,7 @@ every number in dreamer.yaml, and replay, optimiser, files and plots in utils/.
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
 s_t = (h_t, z_t) laid side by side: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
-γ, λ, η: `gamma`, `lambda_`, `eta`. `params` are weights, `config` hyperparameters, `key` randomness.
+γ, λ, η: `gamma`, `lambda_`, `eta`. `params` are weights, `config` numbers, `key` randomness.
 
 Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T dreams,
 H steps of a dream, E environments, D recurrent units, S latents of K classes each, F = D + S·K
@@ -48,10 +48,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from utils import versions
+from utils import versions, xla
 
 STARTED = time.perf_counter()  # in front of the heavy imports: the user waits for them too
-versions.check()  # in front of all that an old Python or jax could not import
+versions.check(__name__ == "__main__")  # before what an old Python or jax could not import
+xla.compile_lean()
 
 import jax
 import jax.numpy as jnp
@@ -172,13 +173,14 @@ def value_bins(n):
 
 
 def twohot_mean(logits, bins):
-    """Eq. 10 | ŷ = softmax(logits)ᵀ b, summed in mirrored pairs: zero logits give exactly 0
+    """Eq. 10 | ŷ = softmax(logits)ᵀ b, as Σ (p_i - p_-i) b_i over the positive bins
 
-    Shapes: logits [..., V], bins [V] -> [...]."""
-    weighted = jax.nn.softmax(logits) * bins
-    middle = bins.shape[0] // 2
-    pairs = weighted[..., :middle] + weighted[..., : middle : -1]
-    return pairs.sum(-1) + weighted[..., middle]
+    So zero logits give exactly 0, however the compiler contracts products and sums.
+
+    Shapes: logits [..., V], bins [V], antisymmetric -> [...]."""
+    probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2
+    surplus = probs[..., middle + 1 :] - probs[..., :middle][..., ::-1]
+    return jnp.sum(surplus * bins[middle + 1 :], -1)
 
 
 def twohot_loss(logits, target, bins):
@@ -188,7 +190,8 @@ def twohot_loss(logits, target, bins):
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
     target = jnp.clip(target, bins[0], bins[-1])
-    below = jnp.clip(jnp.searchsorted(bins, target, side="right") - 1, 0, bins.shape[0] - 2)
+    below = jnp.searchsorted(bins, target, side="right", method="compare_all") - 1
+    below = jnp.clip(below, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
     two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
     picked = (1.0 - share) * two[..., 0] + share * two[..., 1]
@@ -252,7 +255,7 @@ class WorldModel(nnx.Module):
         self.continue_ = Head(MLP(s_size, units, model.continue_layers, eps, rngs), units, 1, rngs)
 
     def encode(self, x):
-        """Tokens of x, from the symlog of a vector or pixels in [-0.5, 0.5]: [..., X] -> [..., ·]"""
+        """Tokens of x, the symlog of a vector or pixels in [-0.5, 0.5]: [..., X] -> [..., ·]"""
         return self.encoder(x / 255.0 - 0.5 if self.is_image else symlog(x))
 
     def decode(self, latent):
@@ -382,9 +385,7 @@ def prediction_loss(world, latent, rows, learning):
 def dynamics_loss(posterior, prior, free_bits):
     """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to foresee the posterior
 
-    The KL is summed over the latents before the free bits are taken.
-
-    Shapes: posterior, prior [..., S, K] -> [...]."""
+    Shapes: posterior, prior [..., S, K] -> [...]; the KL is summed over S before the maximum."""
     return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
 
 
@@ -702,7 +703,7 @@ def evaluate(program, params, key):
     run, networks = program.config.run, nnx.merge(program.networks, params)
     start_key, play_key = jax.random.split(key)
     player = start_playing(program, run.eval_episodes, start_key)
-    nothing = Finished(*jax.tree.map(jnp.zeros_like, (player.now.is_last, player.total, player.length)))
+    nothing = Finished(jnp.zeros_like(player.now.is_last), player.total, player.length)
 
     def going_on(carry):
         _, done, t = carry

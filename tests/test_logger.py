@@ -29,7 +29,7 @@ with Logger({folder!r}, 100) as log:
 """
 
 
-def rows_of(path):
+def _rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -42,7 +42,7 @@ def plain_output(folder, shown):
     return text.getvalue().splitlines()
 
 
-def start_script(folder, stdout):
+def _start_script(folder, stdout):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "FORCE_COLOR": "1", "TERM": "xterm"}
     script = SCRIPT.format(folder=str(folder))
     return subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=stdout)
@@ -51,7 +51,7 @@ def start_script(folder, stdout):
 def terminal_output(folder):
     """What the script sends to a terminal; the end of a terminal reads as an error on Linux."""
     ours, theirs = pty.openpty()
-    script, parts = start_script(folder, theirs), []
+    script, parts = _start_script(folder, theirs), []
     os.close(theirs)
     with contextlib.suppress(OSError):
         while part := os.read(ours, 1024):
@@ -111,7 +111,7 @@ def test_a_row_holds_the_step_and_the_values_given_and_nothing_else(tmp_path):
     with Logger(tmp_path, 100) as log:
         log.metrics(10, {"loss/actor": -1.23456789, "updates": 12345678})
         log.metrics(20, {"eval/return": 500.0})
-    assert rows_of(tmp_path / "metrics.jsonl") == [
+    assert _rows_of(tmp_path / "metrics.jsonl") == [
         {"step": 10, "loss/actor": -1.23457, "updates": 12345678},
         {"step": 20, "eval/return": 500.0},
     ]
@@ -120,16 +120,16 @@ def test_a_row_holds_the_step_and_the_values_given_and_nothing_else(tmp_path):
 def test_a_row_can_be_read_while_the_run_goes_on(tmp_path):
     with Logger(tmp_path, 100) as log:
         log.metrics(10, {"loss": 1.0})
-        assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 10, "loss": 1.0}]
+        assert _rows_of(tmp_path / "metrics.jsonl") == [{"step": 10, "loss": 1.0}]
         log.episodes([EPISODE, EPISODE | {"env": 0}])
-        assert rows_of(tmp_path / "scores.jsonl") == [EPISODE, EPISODE | {"env": 0}]
+        assert _rows_of(tmp_path / "scores.jsonl") == [EPISODE, EPISODE | {"env": 0}]
 
 
 def test_a_second_logger_appends_to_the_rows_of_the_first(tmp_path):
     for step in (1, 2):
         with Logger(tmp_path, 100) as log:
             log.metrics(step, {})
-    assert rows_of(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    assert _rows_of(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -182,7 +182,7 @@ def test_times_are_shown_as_a_clock_shows_them():
 
 
 def test_a_pipe_gets_no_escape_codes_even_where_colour_is_forced(tmp_path):
-    script = start_script(tmp_path, subprocess.PIPE)
+    script = _start_script(tmp_path, subprocess.PIPE)
     text = script.communicate()[0].decode()
     assert script.returncode == 0
     assert "\x1b" not in text and "\r" not in text and text.isascii()

@@ -24,11 +24,11 @@ def figures():
         yield drawn
 
 
-def lines_of(ax):
+def _lines_of(ax):
     return {line.get_label(): line for line in ax.lines}
 
 
-def is_png(path):
+def _is_png(path):
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
 
@@ -49,7 +49,7 @@ def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
     path = tmp_path / "curve.png"
     plots.learning_curve(path, "Catch", (STEPS, returns), (STEPS, means, halves), losses, 250)
     top, actor, critic = figures[0].axes
-    lines = lines_of(top)
+    lines = _lines_of(top)
     np.testing.assert_array_equal(lines["training episode"].get_ydata(), returns)
     np.testing.assert_allclose(lines["mean of 20 episodes"].get_ydata()[-1], returns.mean())
     np.testing.assert_array_equal(lines["evaluation, 95% interval"].get_ydata(), means)
@@ -61,12 +61,12 @@ def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
     assert (critic.get_title(), critic.get_yscale()) == ("critic", "log")
     assert top.get_xlim() == actor.get_xlim() == critic.get_xlim()
     assert figures[0].get_supxlabel() == "environment steps" and top.get_ylabel()
-    assert is_png(path)
+    assert _is_png(path)
 
 
 def test_a_line_for_solved_is_drawn_only_where_it_is_given(tmp_path, figures):
     plots.learning_curve(tmp_path / "a.png", "Catch", (STEPS, STEPS), ([], [], []), {})
-    assert sorted(lines_of(figures[0].axes[0])) == ["mean of 20 episodes", "training episode"]
+    assert sorted(_lines_of(figures[0].axes[0])) == ["mean of 20 episodes", "training episode"]
 
 
 @pytest.mark.parametrize("solved", [None, 475])
@@ -75,7 +75,7 @@ def test_a_run_without_a_finished_episode_still_makes_a_picture(tmp_path, figure
     losses = {"actor": ([], []), "critic": ([5], [1.0])}
     plots.learning_curve(path, "Catch", ([], []), ([], [], []), losses, solved)
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["no episode has finished yet"]
-    assert is_png(path)
+    assert _is_png(path)
 
 
 @pytest.mark.parametrize("solved", [None, 475])
@@ -87,14 +87,14 @@ def test_no_seeds_still_make_a_picture(tmp_path, figures, solved):
 def test_ten_seeds_look_different_from_each_other_and_their_mean_stands_out(tmp_path, figures):
     curves = [(seed, STEPS, STEPS + seed) for seed in range(10)]
     plots.seeds_curve(tmp_path / "seeds.png", "Catch", curves, 50)
-    lines = lines_of(figures[0].axes[0])
+    lines = _lines_of(figures[0].axes[0])
     seeds = [lines[f"seed {seed}"] for seed in range(10)]
     assert len({(line.get_color(), line.get_linestyle()) for line in seeds}) == 10
     np.testing.assert_allclose(lines["mean of 10"].get_ydata(), STEPS + 4.5)
     assert lines["mean of 10"].get_linewidth() > 2 * seeds[0].get_linewidth()
     legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert legend == list(lines) and "solved: 50" in legend
-    assert is_png(tmp_path / "seeds.png")
+    assert _is_png(tmp_path / "seeds.png")
 
 
 def test_importing_the_plots_does_not_import_matplotlib():

@@ -38,7 +38,8 @@ def load(path, schema, presets=(), sets=()):
     }
     for name in presets:
         if name not in overlays:
-            raise ConfigError(f"--preset: unknown preset {name!r} in {path}{_nearest(name, overlays)}")
+            near = _nearest(name, overlays)
+            raise ConfigError(f"--preset: unknown preset {name!r} in {path}{near}")
         _overlay(values, overlays[name])
     for text in sets:
         _overlay(values, _parse_set(text, schema))

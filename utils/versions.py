@@ -1,4 +1,4 @@
-"""Is this Python, with these packages, new enough? Asked before anything that an old one cannot read.
+"""Is this Python, with these packages, new enough? Asked before what an old one cannot read.
 
 Written so that an old Python can run it.
 """
@@ -9,12 +9,17 @@ OLDEST_PYTHON = (3, 11)
 OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 0, 1)}
 
 
-def check():
-    """Exits with status 2 and one line where Python or a package is too old or missing."""
+def check(running=False):
+    """Exits with status 2 and one line where Python or a package is too old or missing.
+
+    `running` is true for a program that is about to import them all, which takes seconds: a person
+    at a terminal is told so."""
     problem = python_problem(sys.version_info[:3]) or package_problem()
     if problem:
         sys.stderr.write("dreamer.py: " + problem + "\n")
         sys.exit(2)
+    if running and sys.stderr.isatty():
+        sys.stderr.write("loading      " + " · ".join(sorted(OLDEST)) + " ...\n")
 
 
 def python_problem(found):

@@ -1,0 +1,145 @@
+"""The main job, measured as a user meets it: ten seeds of CartPole, and what the README says of it.
+
+`python -m pytest -m slow tests/test_cartpole.py` measures anew and writes docs/cartpole.json and
+docs/cartpole.png; `python -m tests.test_cartpole` then prints the table for the README.
+"""
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from utils import plots
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PICTURE = ROOT / "docs" / "cartpole.json", ROOT / "docs" / "cartpole.png"
+SEEDS = range(10)
+SOLVED = 475.0  # mean return of an evaluation
+MOST_STEPS, MOST_SECONDS, MOST_MEGABYTES = 10_000, 60.0, 1000.0
+
+
+def measure(seed, folder, flags=()):
+    """One run of the command, in a process of its own: steps, seconds, peak memory, evaluations.
+
+    Seconds count from the start of the command; a line is read at the moment it is printed.
+    """
+    command = [sys.executable, "dreamer.py", "--seed", str(seed), "--logdir", str(folder), *flags]
+    cold = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    start = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, env=cold, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT) as process:
+        printed = [(time.perf_counter() - start, line) for line in process.stdout]
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - start
+    assert process.returncode == 0, "".join(line for _, line in printed)
+    found = evaluations(folder / "metrics.jsonl")
+    return {
+        "seed": seed,
+        "solved_steps": next((step for step, value in found if value >= SOLVED), None),
+        "solved_seconds": next((round(at, 1) for at, line in printed if line.startswith("solved")),
+                               None),
+        "final_return": found[-1][1],
+        "seconds": round(seconds, 1),
+        "megabytes": round(usage.ru_maxrss * 1024 / 1e6),  # Linux counts in KiB
+        "evaluations": found,
+    }
+
+
+def evaluations(path):
+    """[step, mean return] of every evaluation in a metrics.jsonl, in order."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    name = "charts/eval_return"
+    return [[row["step"], row[name]] for row in rows if name in row]
+
+
+def machine():
+    """What the figures depend on beside the program: date, processor and versions."""
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": {"cpus": len(os.sched_getaffinity(0)), "model": (names or ["unknown"])[0]},
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in ("jax", "flax")},
+    }
+
+
+def table(results):
+    """The results as markdown: one row a seed, and where they were measured."""
+    where, versions = results["machine"], results["versions"]
+    rows = [["seed", "solved after, steps", "solved after, s", "evaluation at the end",
+             "whole run, s", "peak memory, MB"], ["---:"] * 6]
+    keys = ("seed", "solved_steps", "solved_seconds", "final_return", "seconds", "megabytes")
+    rows += [["-" if run[key] is None else f"{run[key]:,}" for key in keys]
+             for run in results["runs"]]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + (
+        f"\n\nMeasured on {results['date']} with {where['cpus']} CPU cores ({where['model']}), "
+        f"Python {versions['python']}, jax {versions['jax']}, flax {versions['flax']}.")
+
+
+def shortfalls(run):
+    """What one run owes to the figures that are promised, in words."""
+    reached = run["solved_steps"] is not None and run["solved_steps"] <= MOST_STEPS
+    in_time = run["solved_seconds"] is not None and run["solved_seconds"] <= MOST_SECONDS
+    checks = {
+        f"solved after {run['solved_steps']} steps, not {MOST_STEPS}": reached,
+        f"solved after {run['solved_seconds']} s, not {MOST_SECONDS}": in_time,
+        f"at the end {run['final_return']}, not {SOLVED}": run["final_return"] >= SOLVED,
+        f"{run['megabytes']} MB, not {MOST_MEGABYTES}": run["megabytes"] <= MOST_MEGABYTES,
+    }
+    return [f"seed {run['seed']}: {words}" for words, holds in checks.items() if not holds]
+
+
+def readme_results():
+    """What stands in the README between the two marks."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    match = re.search("<!-- results -->(.*)<!-- /results -->", text, re.DOTALL)
+    assert match, "README.md: a pair of marks is expected, <!-- results --> and <!-- /results -->"
+    return match[1]
+
+
+@pytest.mark.slow
+def test_ten_seeds_solve_cartpole_in_ten_thousand_steps_a_minute_and_a_gigabyte(tmp_path):
+    folders = [tmp_path / str(seed) for seed in SEEDS]
+    # a small process starts the runs, because Linux counts the starter's peak memory as the run's
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        results = machine() | {"runs": list(pool.map(measure, SEEDS, folders))}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    curves = [(run["seed"], *zip(*run["evaluations"])) for run in results["runs"]]
+    plots.seeds_curve(PICTURE, "CartPole-v1, ten seeds", curves, SOLVED)
+    missed = [words for run in results["runs"] for words in shortfalls(run)]
+    assert not missed, "\n".join(missed)
+
+
+def test_the_readme_holds_the_measured_numbers_of_all_ten_seeds():
+    if not RESULTS.exists():
+        pytest.skip("docs/cartpole.json is not measured yet")
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert [run["seed"] for run in results["runs"]] == list(SEEDS)
+    assert PICTURE.exists()
+    assert table(results) in readme_results(), "fill it by: python -m tests.test_cartpole"
+
+
+def test_a_run_that_misses_every_figure_is_told_of_each_and_a_good_one_of_none():
+    good = {"seed": 0, "solved_steps": 10_000, "solved_seconds": 60.0, "final_return": 475.0,
+            "megabytes": 1000}
+    assert shortfalls(good) == []
+    never = {"solved_steps": None, "solved_seconds": None, "final_return": 474.9}
+    late = {"solved_steps": 10_001, "solved_seconds": 60.1, "megabytes": 1001}
+    assert len(shortfalls(good | never)) == 3 and len(shortfalls(good | late)) == 3
+
+
+if __name__ == "__main__":
+    print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))

@@ -1,0 +1,358 @@
+"""Each equation of dreamer.py has the property, or the number by hand, that the paper gives it."""
+
+from fractions import Fraction
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import dreamer
+from jaxmodels_nnx import Categorical
+from utils.settings import updates_per_steps
+
+BINS = jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0])
+LEARNING = SimpleNamespace(horizon=10.0, lambda_=0.5, return_low=5.0, return_high=95.0,
+                           return_rate=0.25)
+KEY = jax.random.key(0)
+
+
+def probabilities(*shape):
+    """Random probabilities over the last axis, none of them zero."""
+    return jax.nn.softmax(jax.random.normal(KEY, shape))
+
+
+def n_step_mixture(r, c, values, lambda_):
+    """λ-returns as they are defined: (1 - λ) Σ λⁿ⁻¹ Gⁿ, the last n-step return takes the rest."""
+    returns = np.zeros(len(r) - 1)
+    for t in range(len(returns)):
+        earned, alive = 0.0, 1.0
+        for n in range(1, len(r) - t):
+            earned, alive = earned + alive * r[t + n], alive * c[t + n]
+            share = lambda_ ** (n - 1) * (1.0 if t + n == len(r) - 1 else 1.0 - lambda_)
+            returns[t] += share * (earned + alive * values[t + n])
+    return returns
+
+
+def replayed(is_last, is_terminal):
+    """Four rows with rewards 0, 1, 2, 3, and the dreamed returns 0, 10, 20, 30."""
+    rows = SimpleNamespace(r=jnp.array([[0.0, 1.0, 2.0, 3.0]]), is_last=jnp.array([is_last]),
+                           is_terminal=jnp.array([is_terminal]))
+    return rows, jnp.array([[0.0, 10.0, 20.0, 30.0]])
+
+
+# ---- Robust predictions (Eq. 8-11) ---------------------------------------------------------------
+
+
+def test_symexp_undoes_symlog_from_the_smallest_to_the_largest():
+    x = jnp.array([0.0, 1e-6, 0.1, 1.0, 50.0, 1e4, 1e8])
+    x = jnp.concatenate([-x, x])
+    assert_allclose(dreamer.symexp(dreamer.symlog(x)), x, rtol=1e-5)
+    assert_allclose(dreamer.symlog(jnp.array([np.e - 1.0, 1.0 - np.e])), [1.0, -1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [dreamer.symlog, dreamer.symexp])
+def test_symlog_and_symexp_are_odd_and_leave_small_numbers_alone(function):
+    x = jnp.linspace(0.0, 9.0, 50)
+    assert_array_equal(function(-x), -function(x))
+    assert_allclose(jax.vmap(jax.grad(function))(jnp.array([-1e-6, 1e-6])), 1.0, rtol=1e-5)
+
+
+def test_the_bins_are_antisymmetric_to_the_bit_with_zero_in_the_middle():
+    bins = np.asarray(dreamer.value_bins(255))
+    assert_array_equal(bins, -bins[::-1])
+    assert bins[127] == 0.0 and bins.shape == (255,) and (np.diff(bins) > 0).all()
+    assert_allclose(dreamer.symlog(bins), np.linspace(-20.0, 20.0, 255), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiler", [lambda function: function, jax.jit])  # jit fuses a · b + c
+def test_the_mean_of_zero_logits_is_exactly_zero_and_of_one_sure_bin_that_bin(compiler):
+    bins, mean = dreamer.value_bins(255), compiler(dreamer.twohot_mean)
+    assert_array_equal(mean(jnp.zeros((255, 255)), bins), np.zeros(255))
+    sure = 1e9 * jax.nn.one_hot(jnp.arange(255), 255)
+    assert_array_equal(mean(sure, bins), bins)
+
+
+def test_the_two_hot_mean_is_the_expected_bin():
+    p = probabilities(7, 5)
+    assert_allclose(dreamer.twohot_mean(jnp.log(p), BINS), p @ BINS, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target, weights", [
+    (2.0, [0, 0, 0, 2 / 3, 1 / 3]),  # between 1 and 4, linear in raw space
+    (-2.5, [0.5, 0.5, 0, 0, 0]),
+    (0.25, [0, 0, 0.75, 0.25, 0]),
+    (0.0, [0, 0, 1, 0, 0]),  # a bin itself
+    (1.0, [0, 0, 0, 1, 0]),
+    (-4.0, [1, 0, 0, 0, 0]),
+    (4.0, [0, 0, 0, 0, 1]),
+    (-9.0, [1, 0, 0, 0, 0]),  # beyond the ends
+    (1e9, [0, 0, 0, 0, 1]),
+])
+def test_the_two_hot_loss_is_the_cross_entropy_with_the_two_nearest_bins(target, weights):
+    logits = jnp.array([0.3, -1.0, 2.0, 0.5, -0.2])
+    loss, slope = jax.value_and_grad(dreamer.twohot_loss)(logits, target, BINS)
+    assert_allclose(loss, -np.dot(weights, jax.nn.log_softmax(logits)), rtol=1e-6)
+    assert_allclose(slope, jax.nn.softmax(logits) - np.array(weights), atol=1e-6)
+    assert_allclose(slope.sum(), 0.0, atol=1e-6)
+
+
+def test_the_two_hot_loss_is_least_where_the_mean_equals_the_target():
+    logits = jnp.log(jnp.array([1e-9, 1e-9, 1e-9, 2 / 3, 1 / 3]))
+    slope = jax.grad(dreamer.twohot_loss)
+    assert_allclose(dreamer.twohot_mean(logits, BINS), 2.0, rtol=1e-6)
+    assert_allclose(slope(logits, 2.0, BINS), 0.0, atol=1e-6)
+    assert np.abs(slope(logits, 2.1, BINS)).max() > 0.01
+
+
+def test_every_one_of_the_255_bins_is_found_as_itself():
+    bins, logits = dreamer.value_bins(255), jax.random.normal(KEY, (255,))
+    losses = dreamer.twohot_loss(jnp.tile(logits, (255, 1)), bins, bins)
+    assert_allclose(losses, -jax.nn.log_softmax(logits), rtol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.4, 1.0])
+def test_unimix_leaves_every_class_its_share_of_the_uniform(ratio):
+    mixed = dreamer.unimix(jnp.array([[1e4, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]), ratio)
+    assert_allclose(mixed.sum(-1), 1.0, rtol=1e-6)
+    assert_allclose(mixed[0, 1:], ratio / 4, rtol=1e-6)
+    assert_allclose(mixed[0, 0], 1.0 - 0.75 * ratio, rtol=1e-6)
+    assert_allclose(mixed[1], 0.25, rtol=1e-6)
+
+
+def test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities():
+    p = jnp.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
+    draws = dreamer.sample_onehot(KEY, jnp.tile(p, (20_000, 1, 1)))
+    assert set(np.unique(draws)) == {0.0, 1.0} and (draws.sum(-1) == 1.0).all()
+    assert_allclose(draws.mean(0), p, atol=5 * (0.25 / 20_000) ** 0.5)  # five standard deviations
+    joint = np.einsum("ni,nj->ij", *np.asarray(draws.transpose(1, 0, 2))) / 20_000
+    assert_allclose(joint, np.outer(*p), atol=5 * (0.25 / 20_000) ** 0.5)  # latents independent
+
+
+def test_a_class_without_probability_is_never_drawn():
+    draws = dreamer.sample_onehot(KEY, jnp.tile(jnp.array([0.0, 1.0, 0.0]), (1000, 1)))
+    assert_array_equal(draws.mean(0), [0.0, 1.0, 0.0])
+
+
+def test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities():
+    p, w = probabilities(6, 4), jax.random.normal(jax.random.key(1), (6, 4))
+    slope = jax.grad(lambda p: jnp.sum(w * dreamer.sample_onehot(KEY, p)))(p)
+    assert_array_equal(slope, w)
+
+
+def test_kl_is_zero_between_equals_and_has_the_known_value_and_order():
+    p, q = jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75])
+    assert_array_equal(dreamer.kl(probabilities(3, 4), probabilities(3, 4)), np.zeros(3))
+    assert_allclose(dreamer.kl(p, q), 0.5 * np.log(4 / 3), rtol=1e-6)
+    assert_allclose(dreamer.kl(q, p), 0.25 * np.log(0.5) + 0.75 * np.log(1.5), rtol=1e-5)
+
+
+def test_entropy_of_the_uniform_is_ln_k_and_of_halves_and_quarters_one_and_a_half_bits():
+    assert_allclose(dreamer.entropy(jnp.full((2, 7), 1 / 7)), np.log(7), rtol=1e-6)
+    assert_allclose(dreamer.entropy(jnp.array([0.5, 0.25, 0.25])), 1.5 * np.log(2), rtol=1e-6)
+
+
+# ---- World model learning (Eq. 1-3) --------------------------------------------------------------
+
+
+def test_features_lay_h_first_and_then_the_latents_one_after_the_other():
+    latent = dreamer.Latent(jnp.array([1.0, 2.0]), jnp.array([[3.0, 4.0, 5.0], [6.0, 7.0, 8.0]]))
+    assert_array_equal(dreamer.features(latent), np.arange(1.0, 9.0))
+
+
+def test_time_first_swaps_the_first_two_axes_of_every_array():
+    swapped = dreamer.time_first({"a": jnp.zeros((2, 3, 4)), "b": jnp.zeros((2, 5))})
+    assert swapped["a"].shape == (3, 2, 4) and swapped["b"].shape == (5, 2)
+
+
+def test_a_vector_is_compared_in_symlog_space_and_an_image_in_parts_of_255_summed_not_averaged():
+    x = jnp.array([[0.0, np.e - 1.0, 1.0 - np.e]])  # symlog: 0, 1, -1
+    vector = SimpleNamespace(is_image=False, decode=lambda latent: latent)
+    assert_allclose(dreamer.decoder_loss(vector, jnp.array([[2.0, 1.0, 0.0]]), x), [5.0], rtol=1e-6)
+    image = SimpleNamespace(is_image=True, decode=lambda latent: latent)
+    pixels = jnp.full((1, 2, 2, 1), 51, jnp.uint8)  # 0.2
+    assert_allclose(dreamer.decoder_loss(image, jnp.ones((1, 2, 2, 1)), pixels), [2.56], rtol=1e-5)
+
+
+def test_the_continue_loss_is_least_at_one_minus_one_over_the_horizon_and_zero_at_an_end():
+    logits, going_on, ended = jnp.log(jnp.array([8.0, 9.0, 10.0])), jnp.zeros(3), jnp.ones(2)
+    slope = jax.grad(lambda x: dreamer.continue_loss(x, going_on, 10.0).sum())(logits)
+    assert slope[0] < -0.005 and slope[2] > 0.005
+    assert_allclose(slope[1], 0.0, atol=1e-6)  # sigmoid(ln 9) = 0.9
+    losses = dreamer.continue_loss(jnp.array([-50.0, 0.0]), ended, 10.0)
+    assert_allclose(losses, [0.0, np.log(2)], rtol=1e-6, atol=1e-6)
+
+
+def test_the_prediction_loss_has_a_term_for_x_for_r_and_for_c():
+    latent = dreamer.Latent(jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 2, 2)))
+    world = SimpleNamespace(
+        is_image=False, model=SimpleNamespace(bins=255), decode=lambda latent: latent.h,
+        reward=lambda s: jnp.zeros((1, 2, 255)), continue_=lambda s: jnp.zeros((1, 2, 1)))
+    rows = SimpleNamespace(x=jnp.full((1, 2, 3), np.e - 1.0), r=jnp.array([[0.0, -7.0]]),
+                           is_terminal=jnp.array([[False, True]]))
+    terms = dreamer.prediction_loss(world, latent, rows, LEARNING)
+    assert_allclose(terms["decoder"], [[3.0, 3.0]], rtol=1e-6)
+    assert_allclose(terms["reward"], np.full((1, 2), np.log(255)), rtol=1e-6)
+    assert_allclose(terms["continue"], np.full((1, 2), np.log(2)), rtol=1e-6)
+    assert len(terms) == 3
+
+
+@pytest.mark.parametrize("loss, learns", [
+    (dreamer.dynamics_loss, "prior"), (dreamer.representation_loss, "posterior")])
+def test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits(loss, learns):
+    q, p = jnp.full((2, 2), 0.5), jnp.array([[0.25, 0.75], [0.25, 0.75]])
+    nats = np.log(4 / 3)  # half of it from each of the two latents
+    assert_allclose(loss(q, p, 0.0), nats, rtol=1e-6)
+    assert_allclose(loss(q, p, 0.7 * nats), nats, rtol=1e-6)  # the latents are summed, then cut
+    assert_allclose(loss(q, p, 1.0), 1.0)
+    for free_bits, taught in ((0.0, {learns}), (1.0, set())):
+        slopes = jax.grad(loss, (0, 1))(q, p, free_bits)
+        found = zip(("posterior", "prior"), slopes)
+        assert {side for side, slope in found if slope.any()} == taught
+
+
+# ---- Critic learning (Eq. 4-5) -------------------------------------------------------------------
+
+
+class Counter:
+    """Networks whose dreams can be reckoned by hand."""
+
+    def __init__(self):
+        self.world = self
+
+    def actor(self, s):
+        """A policy that always chooses the number h."""
+        return SimpleNamespace(sample=lambda key: s[:, :1])
+
+    def recur(self, latent, a):
+        """h' = h + 10 z_0 + a."""
+        return latent.h + 10.0 * latent.z[:, 0, :1] + a
+
+    def prior_probs(self, h):
+        """One latent that is sure: class 0 for even h, class 1 for odd h."""
+        return jax.nn.one_hot(h.astype(jnp.int32) % 2, 2)
+
+
+def test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next():
+    start = dreamer.Latent(jnp.array([[1.0], [6.0]]), jnp.array([[[0.0, 1.0]], [[1.0, 0.0]]]))
+    dream = dreamer.dream(Counter(), start, 2, KEY)
+    assert_array_equal(dream.a, [[[1.0], [2.0]], [[6.0], [22.0]]])
+    assert_array_equal(dream.s, [[[1.0, 0.0, 1.0], [2.0, 1.0, 0.0], [14.0, 1.0, 0.0]],
+                                 [[6.0, 1.0, 0.0], [22.0, 1.0, 0.0], [54.0, 1.0, 0.0]]])
+
+
+def test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand():
+    nan = np.nan  # what was predicted from the first state itself must not count
+    r, c, values = jnp.array([[nan, 1.0, 2.0]]), jnp.array([[nan, 0.5, 0.5]]), jnp.array(
+        [[nan, 10.0, 20.0]])
+    # R_1 = 2 + 0.5 · 20 = 12, R_0 = 1 + 0.5 (0.5 · 10 + 0.5 · 12) = 6.5
+    assert_allclose(dreamer.lambda_returns(r, c, values, 0.5), [[6.5, 12.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
+def test_the_lambda_return_is_the_mixture_of_all_n_step_returns(lambda_):
+    r, values = jax.random.normal(KEY, (2, 3, 7))
+    c = jax.random.uniform(jax.random.key(1), (3, 7))
+    expected = [n_step_mixture(*row, lambda_) for row in zip(*map(np.asarray, (r, c, values)))]
+    assert_allclose(dreamer.lambda_returns(r, c, values, lambda_), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_weight_of_a_dreamed_state_is_the_chance_to_arrive_there_with_its_own_c():
+    weights = dreamer.trajectory_weights(jnp.array([[0.5, 0.5, 1.0, 0.0, 1.0]]))
+    assert_array_equal(weights, [[0.5, 0.25, 0.25, 0.0, 0.0]])
+
+
+def test_the_critic_loss_adds_the_return_and_the_slow_critic_and_teaches_neither():
+    logits = jnp.array([0.3, -1.0, 2.0, 0.5, -0.2])
+    slopes = jax.grad(dreamer.critic_loss, (0, 1, 2))(logits, 2.0, -2.5, BINS, 0.5)
+    towards = [0.25, 0.25, 0.0, 2 / 3, 1 / 3]  # two-hot of 2, and half of that of -2.5
+    assert_allclose(slopes[0], 1.5 * jax.nn.softmax(logits) - np.array(towards), atol=1e-6)
+    assert slopes[1] == slopes[2] == 0.0
+
+
+def test_a_replayed_return_goes_on_where_no_row_ends():
+    rows, bootstrap = replayed([False] * 4, [False] * 4)
+    last = 3.0 + 0.9 * 30.0
+    middle = 2.0 + 0.9 * (0.5 * 20.0 + 0.5 * last)
+    first = 1.0 + 0.9 * (0.5 * 10.0 + 0.5 * middle)
+    returns = dreamer.replay_returns(rows, bootstrap, LEARNING)
+    assert_allclose(returns, [[first, middle, last]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("terminal, worth", [(False, 0.9 * 20.0), (True, 0.0)])
+def test_a_replayed_return_starts_anew_at_is_last_and_only_a_termination_is_worth_nothing(
+        terminal, worth):
+    ends = [False, False, True, False]
+    rows, bootstrap = replayed(ends, [terminal and end for end in ends])
+    middle = 2.0 + worth
+    first = 1.0 + 0.9 * (0.5 * 10.0 + 0.5 * middle)
+    returns = dreamer.replay_returns(rows, bootstrap, LEARNING)
+    assert_allclose(returns[:, :2], [[first, middle]], rtol=1e-6)
+
+
+# ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
+
+
+def test_the_return_range_moves_a_share_of_the_way_to_both_percentiles():
+    returns = jax.random.permutation(KEY, jnp.arange(101.0))
+    moved = dreamer.update_return_range(jnp.array([0.0, 0.0]), returns, LEARNING)
+    assert_allclose(moved, [0.25 * 5.0, 0.25 * 95.0], rtol=1e-6)
+    moved = dreamer.update_return_range(jnp.array([5.0, 195.0]), returns, LEARNING)
+    assert_allclose(moved, [5.0, 170.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("high, divisor", [(2.0, 1.0), (3.0, 1.0), (6.0, 4.0)])
+def test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit(high, divisor):
+    advantages = dreamer.advantages(
+        jnp.array([[8.0, 1.0]]), jnp.array([[4.0, 3.0]]), jnp.array([2.0, high]), 1.0)
+    assert_allclose(advantages, [[4.0 / divisor, -2.0 / divisor]])
+
+
+def test_the_actor_loss_makes_good_actions_likelier_and_bad_ones_rarer():
+    logits, a = jnp.array([1.0, 0.0, -1.0]), jnp.array([0.0, 1.0, 0.0])
+    slopes = jax.grad(lambda x, adv: dreamer.actor_loss(Categorical(x), a, adv, 0.0), (0, 1))
+    for advantage in (2.0, -2.0):
+        slope, taught = slopes(logits, advantage)
+        assert_allclose(slope, -advantage * (a - jax.nn.softmax(logits)), rtol=1e-5)
+        assert taught == 0.0  # the advantage is a number, nothing to be learned
+
+
+def test_the_entropy_bonus_of_the_actor_loss_is_eta_times_the_entropy():
+    logits, a = jnp.array([1.0, 0.0, -1.0]), jnp.array([0.0, 1.0, 0.0])
+    loss = dreamer.actor_loss(Categorical(logits), a, 0.0, 0.1)
+    assert_allclose(loss, -0.1 * dreamer.entropy(jax.nn.softmax(logits)), rtol=1e-6)
+
+
+# ---- One gradient step, training -----------------------------------------------------------------
+
+
+def test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none(monkeypatch):
+    names = ["prediction", "dynamics", "representation", "actor", "critic", "replay_critic"]
+    learning = SimpleNamespace(beta_pred=1, beta_dyn=10, beta_rep=100, beta_actor=1000,
+                               beta_critic=10_000, beta_replay=100_000)
+    program = SimpleNamespace(config=SimpleNamespace(learning=learning))
+    losses = {name: float(i) for i, name in enumerate(names, 1)}
+    monkeypatch.setattr(dreamer, "agent_losses", lambda *_: (losses, "left"))
+    assert dreamer.total_loss(None, program, None, None, None) == (654321.0, "left")
+    del losses["actor"]
+    with pytest.raises(AssertionError):
+        dreamer.total_loss(None, program, None, None, None)
+
+
+@pytest.mark.parametrize("ratio, envs, rows, expected", [
+    ("32", 4, (8, 32), (1, 2)),
+    ("32", 16, (16, 64), (1, 2)),
+    ("128", 4, (8, 32), (2, 1)),
+    ("48", 4, (8, 32), (3, 4)),
+    ("0.1", 4, (8, 32), (1, 640)),
+    ("512", 16, (16, 64), (8, 1)),
+])
+def test_updates_per_steps_are_the_smallest_whole_numbers_with_the_train_ratio(
+        ratio, envs, rows, expected):
+    settings = SimpleNamespace(run=SimpleNamespace(train_ratio=float(ratio), envs=envs),
+                               replay=SimpleNamespace(batch=rows[0], length=rows[1]))
+    updates, steps = updates_per_steps(settings)
+    assert (updates, steps) == expected
+    assert Fraction(updates * rows[0] * rows[1], steps * envs) == Fraction(ratio)

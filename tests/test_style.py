@@ -1,0 +1,412 @@
+"""The house rules, kept by reading the source: each problem is a line of file, place and rule."""
+
+import ast
+import io
+import re
+import shutil
+import subprocess
+import textwrap
+import tokenize
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils import config as configuration
+from utils.settings import Config
+
+ROOT = Path(__file__).parent.parent
+TOP = {"dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml", "utils", "tests",
+       "requirements.txt", "README.md", ".ci", ".gitignore", "LICENSE", "pytest.ini", "docs"}
+LOOPS = {"scan", "while_loop", "fori_loop"}
+# Called from outside, not by the program: the equations that tests and teachers call, what reads
+# the weights that a run leaves, and the picture of the ten-seed run.
+FOR_CALLERS = {
+    "dreamer": {"symlog", "symexp", "value_bins", "twohot_mean", "twohot_loss", "unimix",
+                "lambda_returns"},
+    "utils.weights": {"load", "unflatten"},
+    "utils.plots": {"seeds_curve"},
+}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+DEFINITION = (*FUNCTION, ast.ClassDef)
+
+
+class Source(typing.NamedTuple):
+    """A Python file: its path from the root, its text and its syntax tree."""
+
+    path: str
+    text: str
+    tree: ast.Module
+
+    @property
+    def module(self):
+        """utils/config.py as utils.config."""
+        return self.path.removesuffix(".py").replace("/", ".")
+
+    @property
+    def is_test(self):
+        """Whether it is one of the tests."""
+        return self.path.startswith("tests/")
+
+
+def _source(path):
+    text = path.read_text(encoding="utf-8")
+    return Source(path.relative_to(ROOT).as_posix(), text, ast.parse(text))
+
+
+SOURCES = [_source(path) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")])]
+TESTS = [_source(path) for path in sorted(ROOT.glob("tests/*.py"))]
+
+
+def _fail_on(problems):
+    """Fails with one line for each (path, line, rule)."""
+    lines = [f"{path}:{line}: {rule}" for path, line, rule in sorted(set(problems))]
+    assert not lines, "\n" + "\n".join(lines)
+
+
+def _functions(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
+
+
+def _length(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def _last_name(node):
+    """`scan` of jax.lax.scan, `run` of config.run, `x` of x."""
+    return getattr(node, "attr", getattr(node, "id", None))
+
+
+def _names(tree):
+    return [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+
+
+def _inherited(source):
+    """Methods of the tests' derived classes: they keep a contract that their base documents."""
+    classes = [node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)]
+    return {part for node in classes if source.is_test and node.bases for part in node.body}
+
+
+# ------------------------------------------------------------------------------------------------
+# Rules about one file: each yields (line, what is wrong)
+# ------------------------------------------------------------------------------------------------
+
+
+def long_function(source):
+    """Functions have at most 40 lines."""
+    for function in _functions(source.tree):
+        if _length(function) > 40:
+            yield function.lineno, f"{function.name} has {_length(function)} lines, at most 40"
+
+
+def long_line(source):
+    """Lines have at most 100 columns."""
+    for number, line in enumerate(source.text.splitlines(), 1):
+        if len(line) > 100:
+            yield number, f"{len(line)} columns, at most 100"
+
+
+def nested_function(source):
+    """A function inside a function is the body of a loop, short, and holds no other."""
+    for outer in _functions(source.tree):
+        calls = [node for node in ast.walk(outer) if isinstance(node, ast.Call)]
+        bodies = {_last_name(part) for call in calls if _last_name(call.func) in LOOPS
+                  for part in call.args}
+        for inner in _functions(outer)[1:]:
+            if inner.name not in bodies:
+                yield inner.lineno, f"{inner.name} inside {outer.name} is no body of a scan or loop"
+            if _length(inner) > 12:
+                yield inner.lineno, f"{inner.name} is nested and longer than 12 lines"
+            if _functions(inner)[1:]:
+                yield inner.lineno, f"{inner.name} is nested and has a function inside"
+
+
+def deep_block(source):
+    """Blocks are at most 4 deep, the function's own the first."""
+    for function in _functions(source.tree):
+        for node in ast.walk(function):
+            if isinstance(node, ast.stmt) and node.col_offset - function.col_offset > 4 * 4:
+                yield node.lineno, f"a block more than 4 deep in {function.name}"
+
+
+def many_parameters(source):
+    """Functions have at most 6 parameters beside self, and no **kwargs."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, (*FUNCTION, ast.Lambda)):
+            args = node.args
+            named = [arg.arg for arg in args.posonlyargs + args.args + args.kwonlyargs]
+            count = len([name for name in named if name != "self"]) + bool(args.vararg)
+            if count > 6:
+                yield node.lineno, f"{count} parameters, at most 6"
+            if args.kwarg:
+                yield node.lineno, f"**{args.kwarg.arg} in a signature"
+
+
+def many_returned(source):
+    """At most 3 values are returned, else a named record."""
+    for function in set(_functions(source.tree)) - _inherited(source):
+        for node in ast.walk(function):
+            value = node.value if isinstance(node, ast.Return) else None
+            if isinstance(value, ast.Tuple) and len(value.elts) > 3:
+                yield node.lineno, f"{len(value.elts)} values returned, at most 3"
+
+
+def commented_code(source):
+    """No commented-out code, on a line of its own or over several."""
+    for first, lines in _comments(source.text):
+        block = textwrap.dedent("\n".join(lines))
+        for line, text in [(first, block), *enumerate(lines, first)]:
+            if _is_code(text):
+                yield line, "commented-out code"
+
+
+def _comments(text):
+    """(line of the first, texts) of comments that stand below each other, without their #."""
+    blocks, after = [], None
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start != after:
+                blocks.append((token.start[0], []))
+            blocks[-1][1].append(token.string.lstrip("#"))
+            after = token.start[0] + 1, token.start[1]
+    return blocks
+
+
+def _is_code(text):
+    """Does it do something? Names, shapes ([N, A]), sums and `Word: word` are plain words."""
+    try:
+        statements = ast.parse(text.strip()).body
+    except SyntaxError:
+        return False
+    return any(_acts(statement, text.strip()) for statement in statements)
+
+
+def _acts(statement, text):
+    if isinstance(statement, ast.Expr):  # f(x) is a call; `within (0, 1)` is words
+        call = statement.value
+        return isinstance(call, ast.Call) and ast.unparse(call.func) + "(" in text
+    return not isinstance(statement, ast.AnnAssign) or statement.value is not None
+
+
+def missing_docstring(source):
+    """A docstring on every module, public class and public function that is no test."""
+    for node in {source.tree, *_public(source.tree)} - _inherited(source):
+        name = getattr(node, "name", "the module")
+        if not ast.get_docstring(node) and not (source.is_test and name.startswith("test_")):
+            yield getattr(node, "lineno", 1), f"{name} has no docstring"
+
+
+def _public(tree):
+    """Public classes and functions of a module, methods included, nested functions not."""
+    for node in tree.body:
+        if isinstance(node, DEFINITION) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from _public(node)
+
+
+def broad_except(source):
+    """No bare except, no `except Exception`."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.ExceptHandler):
+            if node.type is None or {"Exception", "BaseException"} & set(_names(node.type)):
+                yield node.lineno, "catches every exception"
+
+
+def unsafe_yaml(source):
+    """YAML is read by the safe loader, or by a class of this file made from it."""
+    classes = [node for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)]
+    safe = {"SafeLoader"} | {node.name for node in classes
+                             if [_last_name(base) for base in node.bases] == ["SafeLoader"]}
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and re.fullmatch(
+                r"yaml\.(full_|unsafe_)?load(_all)?", ast.unparse(node.func)):
+            loaders = [_last_name(word.value) for word in node.keywords if word.arg == "Loader"]
+            if not node.func.attr.startswith("load") or not safe.issuperset(loaders or [None]):
+                yield node.lineno, f"{ast.unparse(node.func)} without the safe loader"
+
+
+def import_upwards(source):
+    """Below dreamer.py nothing imports it; only gymnax_wrappers.py imports gymnax."""
+    imported = {module.split(".")[0]: line for module, line in _imports(source.tree)}
+    if "dreamer" in imported and not source.is_test:
+        yield imported["dreamer"], "imports dreamer from below"
+    if "gymnax" in imported and not source.is_test and source.module != "gymnax_wrappers":
+        yield imported["gymnax"], "only gymnax_wrappers.py imports gymnax"
+
+
+def _imports(tree):
+    """(module, line) of every import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "", node.lineno
+
+
+RULES = [long_function, long_line, nested_function, deep_block, many_parameters, many_returned,
+         commented_code, missing_docstring, broad_except, unsafe_yaml, import_upwards]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_keeps_the_rule(rule):
+    _fail_on((source.path, line, problem) for source in SOURCES + TESTS
+             for line, problem in rule(source))
+
+
+@pytest.mark.parametrize("rule, text", [
+    (long_function, "def f():\n" + "    x\n" * 40),
+    (long_line, "x" * 101),
+    (nested_function, "def f():\n    def g():\n        x\n    return g"),
+    (nested_function, "def f():\n    def g():\n" + "        x\n" * 12 + "    scan(g)"),
+    (nested_function, "def f():\n    def g():\n        def h():\n            x\n    scan(g, h)"),
+    (deep_block, "def f():\n    if x:\n        if x:\n            if x:\n                if x:\n"
+                 "                    x"),
+    (many_parameters, "def f(a, b, c, d, e, /, f, *g):\n    x"),
+    (many_parameters, "f = lambda **g: x"),
+    (many_returned, "def f():\n    return 1, 2, 3, 4"),
+    (commented_code, "# why\n# x = 1"),
+    (commented_code, "x = 1  # f(x)"),
+    (commented_code, "# y = f(\n#     x)"),
+    (missing_docstring, "x = 1"),
+    (missing_docstring, "'''M.'''\ndef f():\n    x"),
+    (missing_docstring, "'''M.'''\nclass C:\n    '''C.'''\n    def f(self):\n        x"),
+    (broad_except, "try:\n    x\nexcept:\n    x"),
+    (broad_except, "try:\n    x\nexcept (KeyError, Exception):\n    x"),
+    (unsafe_yaml, "yaml.load(x)"),
+    (unsafe_yaml, "yaml.load(x, Loader=yaml.FullLoader)"),
+    (unsafe_yaml, "yaml.unsafe_load(x)"),
+    (import_upwards, "from dreamer import dream"),
+    (import_upwards, "import gymnax.environments"),
+], ids=lambda part: getattr(part, "__name__", ""))
+def test_a_rule_sees_what_it_forbids(rule, text):
+    assert list(rule(Source("utils/x.py", text, ast.parse(text))))
+
+
+@pytest.mark.parametrize("text", [
+    "# [N, H+1]", "# float32 or uint8", "# Shapes: any", "# updates done", "# s_t = f(s_{t-1})",
+    "# the clock", "x = 'a # f(x)'", "# [N, A], within (-1, 1)", "# see (b)", "# a and\n# b"])
+def test_words_and_shapes_in_a_comment_are_no_code(text):
+    assert not list(commented_code(Source("x.py", text, ast.parse(text))))
+
+
+# ------------------------------------------------------------------------------------------------
+# Rules about all files together
+# ------------------------------------------------------------------------------------------------
+
+
+def _used(sources):
+    """(module, name) of everything that a module takes from another, through whatever alias."""
+    for source in sources:
+        modules = {}
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Import):
+                modules |= {alias.asname or alias.name: alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node.module, alias.name) for alias in node.names)
+                modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}"
+                            for alias in node.names}
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Attribute) and _last_name(node.value) in modules:
+                yield modules[node.value.id], node.attr
+
+
+def _unused(sources):
+    """(path, line, rule) of functions, classes and methods that nothing refers to."""
+    used = set(_used(sources))
+    attributes = {node.attr for source in sources for node in ast.walk(source.tree)
+                  if isinstance(node, ast.Attribute)}
+    for source in sources:
+        names, called = _names(source.tree), FOR_CALLERS.get(source.module, ())
+        for node in (node for node in source.tree.body if isinstance(node, DEFINITION)):
+            here = names.count(node.name) > _names(node).count(node.name)
+            if not (here or node.name in called or (source.module, node.name) in used):
+                yield source.path, node.lineno, f"{node.name} is used nowhere"
+        for method in _methods(source.tree):
+            if method.name not in attributes and not method.name.startswith("__"):
+                yield source.path, method.lineno, f"{method.name} is used nowhere"
+
+
+def _methods(tree):
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return [part for node in classes for part in node.body if isinstance(part, FUNCTION)]
+
+
+def test_every_function_is_used():
+    _fail_on(_unused(SOURCES))
+
+
+def test_a_function_that_only_calls_itself_or_shares_its_name_with_another_is_unused():
+    own = "def f():\n    f()\nclass C:\n    def g(self):\n        x"
+    other = "from utils import b\nimport jax\njax.f(b.h)"
+    sources = [Source(f"utils/{name}.py", text, ast.parse(text))
+               for name, text in (("a", own), ("b", "def h():\n    x"), ("c", other))]
+    assert [rule.split()[0] for _, _, rule in _unused(sources)] == ["f", "C", "g"]
+
+
+def test_every_field_of_the_configuration_is_read():
+    sections = set(typing.get_type_hints(Config))
+    read = {node.attr for source in SOURCES if source.module != "utils.settings"
+            for node in ast.walk(source.tree)
+            if isinstance(node, ast.Attribute) and _last_name(node.value) in {"config", *sections}}
+    schema = next(source for source in SOURCES if source.module == "utils.settings")
+    _fail_on((schema.path, node.lineno, f"{node.target.id} is read nowhere")
+             for node in ast.walk(schema.tree)
+             if isinstance(node, ast.AnnAssign) and node.target.id not in read)
+
+
+def test_the_algorithm_has_at_most_800_lines():
+    lines = len((ROOT / "dreamer.py").read_text(encoding="utf-8").splitlines())
+    assert lines <= 800, f"dreamer.py:{lines}: at most 800 lines"
+
+
+def test_the_tracked_names_at_the_top_are_the_fixed_list():
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+    files = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    assert {name.split("/")[0] for name in files} == TOP
+
+
+# ------------------------------------------------------------------------------------------------
+# The comments of dreamer.yaml
+# ------------------------------------------------------------------------------------------------
+
+
+def _yaml_comments():
+    """(section, key or None) -> (line, comment), of the part in front of the presets."""
+    text, section, found = (ROOT / "dreamer.yaml").read_text(encoding="utf-8"), None, {}
+    for number, line in enumerate(text.split("\npresets:")[0].splitlines(), 1):
+        match = re.fullmatch(r"(  )?(\w+):.*?(?:#\s*(.*))?", line)
+        if match:
+            section = section if match[1] else match[2]
+            found[section, match[2] if match[1] else None] = number, match[3]
+    return found
+
+
+def _same(text, value):
+    """Is this the value, as the YAML would have it? PyYAML reads 3e-4 as text."""
+    if isinstance(value, tuple):
+        return tuple(yaml.safe_load(text)) == value
+    return text == value if isinstance(value, str) else float(text) == value
+
+
+def test_every_key_of_the_yaml_says_its_meaning_and_the_papers_value_where_ours_differs():
+    ours, paper = (configuration.rows(configuration.load(ROOT / "dreamer.yaml", Config, presets))
+                   for presets in ([], ["paper"]))
+    comments, problems = _yaml_comments(), []
+    for (section, key, meaning, value), (*_, papers) in zip(ours, paper, strict=True):
+        line, comment = comments[section, key]
+        words, differs, number = (comment or "").partition(" - paper: ")
+        if words != meaning:
+            problems.append(("dreamer.yaml", line, f"{key} is {meaning!r} in utils/settings.py"))
+        if bool(differs) != (value != papers) or (differs and not _same(number, papers)):
+            problems.append(("dreamer.yaml", line, f"{key}: we have {value}, the paper {papers}"))
+    _fail_on(problems)
+
+
+def test_every_section_of_the_yaml_says_what_its_dataclass_says():
+    comments = _yaml_comments()
+    for section, schema in typing.get_type_hints(Config).items():
+        line, comment = comments[section, None]
+        assert comment == schema.__doc__, f"dreamer.yaml:{line}: {section}"
