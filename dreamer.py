@@ -715,9 +715,8 @@ def evaluate(program, params, key):
         done = jax.tree.map(lambda old, new: jnp.where(done.is_last, old, new), done, finished)
         return player, done, t + 1
 
-    player, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
-    cut = ~done.is_last  # by eval_limit: what they have so far counts
-    return done.total + cut * player.total, done.length + cut * player.length
+    _, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
+    return done.total, done.length  # so far, for an episode that eval_limit cut
 
 
 def build(config, env):
@@ -725,8 +724,8 @@ def build(config, env):
     model = config.model
     networks, shapes = nnx.split(nnx.eval_shape(lambda: Networks(model, env, nnx.Rngs(0))))
     critic, _ = nnx.split(nnx.merge(networks, shapes).critic)
-    updates = round(config.run.steps * config.run.train_ratio / (
-        config.replay.batch * config.replay.length))
+    rows = (config.run.steps - config.run.prefill) * config.run.train_ratio
+    updates = round(rows / (config.replay.batch * config.replay.length))
     optimizer = optim.laprop(config.optimizer, updates)
     return Program(config, env, networks, critic, optimizer), shapes
 
@@ -755,7 +754,8 @@ def compile_chunk(program, rounds):
 def train(program, diary):
     """The host's loop over compiled chunks: play, learn, now and then evaluate: -> Loop"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
-    rounds = max(1, min(run.chunk, run.steps - run.prefill) // (k * run.envs))
+    chunks = max(1, -(-(run.steps - run.prefill) // run.chunk))  # of one size: compiled once
+    rounds = max(1, -(-(run.steps - run.prefill) // (chunks * k * run.envs)))
     init_key, eval_key = jax.random.split(jax.random.key(run.seed))
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
         chunk = pool.submit(compile_chunk, program, rounds)

@@ -345,6 +345,7 @@ def test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none(monkeyp
     ("32", 4, (8, 32), (1, 2)),
     ("32", 16, (16, 64), (1, 2)),
     ("128", 4, (8, 32), (2, 1)),
+    ("32", 4, (8, 16), (2, 2)),  # never (1, 1), for which the compiled loop copies the replay
     ("48", 4, (8, 32), (3, 4)),
     ("0.1", 4, (8, 32), (1, 640)),
     ("512", 16, (16, 64), (8, 1)),

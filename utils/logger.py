@@ -198,7 +198,7 @@ def _rounded(name, value):
 
 
 def _percent(progress):
-    return f"{progress.steps / max(1, progress.total_steps):.0%}"
+    return f"{min(1.0, progress.steps / max(1, progress.total_steps)):.0%}"
 
 
 def _score(value):

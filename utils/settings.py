@@ -20,7 +20,7 @@ class Run:
     envs: int = setting("E: environments stepped side by side", low=1)
     prefill: int = setting("environment steps before the first update", low=1)
     train_ratio: float = setting("replayed rows trained on per environment step", above=0)
-    chunk: int = setting("environment steps per compiled call and line of metrics", low=1)
+    chunk: int = setting("most environment steps per compiled call and line of metrics", low=1)
     eval_every: int = setting("environment steps between evaluations", low=1)
     eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
     eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
@@ -156,7 +156,9 @@ class Config:
 def updates_per_steps(config):
     """(U, k): the smallest whole numbers with U updates per k steps of all environments
 
-    Train ratio = replayed rows per environment step = U · B · T / (k · E)."""
+    Train ratio = replayed rows per environment step = U · B · T / (k · E). Instead of (1, 1) it is
+    (2, 2): XLA takes both loops of one step apart, and then copies columns of the replay."""
     rows = config.replay.batch * config.replay.length
     ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
-    return ratio.numerator, ratio.denominator
+    times = 2 if ratio == 1 else 1
+    return ratio.numerator * times, ratio.denominator * times
