@@ -16,7 +16,11 @@ def parse(argv, schema, description):
 
     Raises: ConfigError."""
     parser = _parser(description)
-    flags = parser.parse_args(argv)
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        names = [name for action in parser._actions for name in action.option_strings]
+        near = configuration.nearest(unknown[0], names)
+        raise configuration.ConfigError(f"{unknown[0]}: unknown flag{near}")
     path = flags.config or _default_config()
     sets = list(flags.set) + [
         f"run.{key}={value}"
@@ -25,7 +29,7 @@ def parse(argv, schema, description):
     ]
     config = configuration.load(path, schema, flags.preset, sets)
     if flags.help:
-        print(parser.format_help() + "\n" + _table(path, schema, config))
+        print(parser.format_help() + "\n" + _table(schema, config))
         sys.exit(0)
     if flags.print_config:
         print(configuration.dump(config), end="")
@@ -33,8 +37,16 @@ def parse(argv, schema, description):
     return config, flags.logdir
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, without the usage in front of it."""
+
+    def error(self, message):
+        """A mistake in the flags, as every other mistake of the user's: ConfigError."""
+        raise configuration.ConfigError(message)
+
+
 def _parser(description):
-    parser = argparse.ArgumentParser("dreamer.py", description=description, add_help=False)
+    parser = _Parser("dreamer.py", description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE",
                         help="YAML file with every number (default: dreamer.yaml)")
     parser.add_argument("--env", metavar="ID", help="Gymnax environment (run.env)")
@@ -58,9 +70,9 @@ def _default_config():
     return "dreamer.yaml" if Path("dreamer.yaml").exists() else DEFAULT_CONFIG
 
 
-def _table(path, schema, config):
+def _table(schema, config):
     """Every hyperparameter: name, value, the paper's value, meaning."""
-    paper = configuration.load(path, schema, ["paper"])
+    paper = configuration.load(DEFAULT_CONFIG, schema, ["paper"])
     lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
     for ours, theirs in zip(configuration.rows(config), configuration.rows(paper)):
         section, key, meaning, value = ours

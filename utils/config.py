@@ -38,7 +38,7 @@ def load(path, schema, presets=(), sets=()):
     }
     for name in presets:
         if name not in overlays:
-            near = _nearest(name, overlays)
+            near = nearest(name, overlays)
             raise ConfigError(f"--preset: unknown preset {name!r} in {path}{near}")
         _overlay(values, overlays[name])
     for text in sets:
@@ -60,7 +60,7 @@ def read(path):
     except FileNotFoundError:
         folder = os.path.dirname(os.path.abspath(path))
         names = [n for n in _listing(folder) if n.endswith((".yaml", ".yml"))]
-        near = _nearest(os.path.basename(path), names)
+        near = nearest(os.path.basename(path), names)
         raise ConfigError(f"{path}: no such file{near}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror.lower()})") from None
@@ -97,10 +97,10 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
+            if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -114,7 +114,8 @@ def _listing(folder):
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
-def _nearest(name, known):
+def nearest(name, known):
+    """What to say after an unknown name: the known one most like it, else all of them."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
     if near:
         return f"; did you mean {near[0]!r}?"
@@ -137,7 +138,7 @@ def _sections(tree, schema, where, complete=False):
     types = typing.get_type_hints(schema)
     for section in tree:
         if section not in types:
-            raise ConfigError(f"{where}: unknown section {section!r}{_nearest(section, types)}")
+            raise ConfigError(f"{where}: unknown section {section!r}{nearest(section, types)}")
     if complete:
         for section in types:
             if section not in tree:
@@ -154,7 +155,7 @@ def _keys(keys, schema, where, complete):
     types = typing.get_type_hints(schema)
     for key in keys:
         if key not in fields:
-            raise ConfigError(f"{where}.{key}: unknown key{_nearest(key, fields)}")
+            raise ConfigError(f"{where}.{key}: unknown key{nearest(key, fields)}")
     for key, field in fields.items():
         if complete and key not in keys:
             raise ConfigError(f"{where}.{key}: is missing ({field.metadata['meaning']})")

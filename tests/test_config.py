@@ -1,0 +1,126 @@
+"""One YAML file, presets and --set give typed, frozen numbers; whatever they cannot is an error."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from utils import config
+from utils.config import ConfigError, load
+from utils.settings import Config
+
+SHIPPED = Path(__file__).parent.parent / "dreamer.yaml"
+
+# arXiv 2301.04104v2, table of hyperparameters, and the official code's size200m.
+PAPER = {
+    "model": {"deter": 8192, "hidden": 1024, "latents": 32, "classes": 64, "blocks": 8,
+              "units": 1024, "depth": 64, "bins": 255, "unimix": 0.01},
+    "replay": {"capacity": 5_000_000, "batch": 16, "length": 64},
+    "learning": {"beta_pred": 1, "beta_dyn": 1, "beta_rep": 0.1, "beta_actor": 1,
+                 "beta_critic": 1, "beta_replay": 0.3, "free_bits": 1, "imagination": 15,
+                 "horizon": 333, "lambda_": 0.95, "eta": 3e-4, "slow_rate": 0.02,
+                 "slow_scale": 1, "return_rate": 0.01, "return_limit": 1, "return_low": 5,
+                 "return_high": 95},
+    "optimizer": {"lr": 4e-5, "warmup": 1000, "lr_final": 1, "agc": 0.3, "agc_floor": 1e-3,
+                  "rms_decay": 0.999, "momentum": 0.9, "eps": 1e-20},
+    "run": {"train_ratio": 32, "envs": 16},
+}
+
+
+@pytest.fixture
+def tree():
+    """The shipped file, to be changed by a test."""
+    return yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+
+
+def _write(tmp_path, tree):
+    path = tmp_path / "numbers.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def test_every_field_has_the_type_that_it_is_declared_with():
+    for section, key, _, value in config.rows(load(SHIPPED, Config)):
+        part = {field.name: field.type for field in dataclasses.fields(Config)}[section]
+        kind = {field.name: field.type for field in dataclasses.fields(part)}[key]
+        assert type(value) is (tuple if key == "multipliers" else kind), f"{section}.{key}"
+
+
+def test_the_last_preset_wins_and_set_wins_over_all():
+    assert load(SHIPPED, Config, ["size12m"]).model.deter == 2048
+    assert load(SHIPPED, Config, ["size12m", "size25m"]).model.deter == 3072
+    assert load(SHIPPED, Config, ["size25m", "size12m"]).model.deter == 2048
+    both = load(SHIPPED, Config, ["size12m"], ["model.deter=64", "model.deter=128"])
+    assert (both.model.deter, both.model.units) == (128, 256)
+
+
+def test_the_block_paper_holds_the_numbers_of_the_paper():
+    paper = dataclasses.asdict(load(SHIPPED, Config, ["paper"]))
+    for section, numbers in PAPER.items():
+        assert {key: paper[section][key] for key in numbers} == numbers, section
+
+
+@pytest.mark.parametrize("text", ["3e-4", "3E-4", "0.0003", "'3e-4'"])
+def test_a_float_may_be_written_as_pyyaml_reads_text(text):
+    assert load(SHIPPED, Config, sets=[f"optimizer.lr={text}"]).optimizer.lr == 3e-4
+
+
+def test_a_whole_float_is_a_whole_number_and_a_whole_number_a_float():
+    loaded = load(SHIPPED, Config, sets=["run.steps=1e4", "run.train_ratio=64"])
+    assert (loaded.run.steps, loaded.run.train_ratio) == (10_000, 64.0)
+    assert (type(loaded.run.steps), type(loaded.run.train_ratio)) == (int, float)
+
+
+def test_the_resolved_configuration_loads_again_as_it_was(tmp_path):
+    resolved = load(SHIPPED, Config, ["debug"], ["optimizer.eps=1e-19", "run.seed=7"])
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(resolved), encoding="utf-8")
+    assert load(path, Config) == resolved
+
+
+def test_nothing_changes_a_configuration():
+    loaded = load(SHIPPED, Config)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.model.deter = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.model = None
+
+
+def test_yaml_that_would_make_an_object_is_refused_and_runs_nothing(tmp_path):
+    trap, path = tmp_path / "trap", tmp_path / "evil.yaml"
+    path.write_text(f"run: !!python/object/apply:os.mkdir ['{trap}']\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load(path, Config)
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        load(SHIPPED, Config, sets=[f"run.env=!!python/object/apply:os.mkdir ['{trap}']"])
+    assert not trap.exists()
+
+
+def test_every_key_of_the_shipped_file_must_be_there(tmp_path, tree):
+    for section, keys in list(tree.items()):
+        for key in list(keys) if section != "presets" else ():
+            value = keys.pop(key)
+            with pytest.raises(ConfigError, match=rf"{section}\.{key}: is missing"):
+                load(_write(tmp_path, tree), Config)
+            keys[key] = value
+
+
+@pytest.mark.parametrize("value", [True, None, [1], {"a": 1}, "many", ".nan", ".inf", 2.5])
+def test_a_whole_number_is_nothing_else(tmp_path, tree, value):
+    tree["replay"]["batch"] = yaml.safe_load(value) if str(value).startswith(".") else value
+    with pytest.raises(ConfigError, match="replay.batch: expected a whole number at least 1"):
+        load(_write(tmp_path, tree), Config)
+
+
+def test_a_preset_is_checked_even_where_it_is_not_asked_for(tmp_path, tree):
+    tree["presets"]["mine"] = {"model": {"detre": 64}}
+    with pytest.raises(ConfigError, match=r"preset mine: model.detre: unknown key.*'deter'"):
+        load(_write(tmp_path, tree), Config)
+
+
+def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("run:\n  seed: 1\n  seed: 2\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 3, column 3.*'seed' stands twice"):
+        load(path, Config)
