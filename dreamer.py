@@ -605,7 +605,7 @@ def train_step(program, state, batch, key):
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
-    metrics = learned.metrics | {"optimizer/grad_norm": optax.global_norm(grads)}
+    metrics = learned.metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
     state = AgentState(params, slow_critic, opt_state, learned.return_range, state.step + 1)
     return state, learned.latent, metrics
 

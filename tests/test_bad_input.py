@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,15 @@ def refuse(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    return partial(_refused, capsys)
 
-    def run(*argv):
-        status = dreamer.main(["--config", SHIPPED, *argv])
-        said = capsys.readouterr()
-        assert (status, said.out, os.listdir(folder)) == (2, "", [])
-        assert said.err.startswith("dreamer.py: ") and said.err.count("\n") == 1
-        return said.err
-    return run
+
+def _refused(capsys, *argv):
+    status = dreamer.main(["--config", SHIPPED, *argv])
+    said = capsys.readouterr()
+    assert (status, said.out, os.listdir()) == (2, "", [])
+    assert said.err.startswith("dreamer.py: ") and said.err.count("\n") == 1
+    return said.err
 
 
 @pytest.mark.parametrize("flags, words", [
