@@ -1,0 +1,166 @@
+"""The program as a user runs it: a short real run, what it says and what it leaves."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import dreamer
+from gymnax_wrappers import Step, make
+from utils import config, weights
+from utils.settings import Config
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "dreamer.yaml"
+TIMES = ("time/",)  # names that begin so are measured by a clock
+
+
+def _run(folder, *flags):
+    command = [sys.executable, ROOT / "dreamer.py", *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def _rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A debug run in an empty folder: what it printed, and its run folder."""
+    folder = tmp_path_factory.mktemp("empty")
+    done = _run(folder, "--preset", "debug", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    (run,) = (folder / "runs").iterdir()
+    return done, run
+
+
+def test_a_run_leaves_its_five_files_in_a_folder_of_its_own(finished):
+    _, run = finished
+    assert re.fullmatch(r"CartPole-v1-3-\d{8}-\d{6}", run.name)
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.yaml", "learning_curve.png", "metrics.jsonl", "scores.jsonl", "weights.npz"]
+    with Image.open(run / "learning_curve.png") as picture:
+        assert picture.format == "PNG" and min(picture.size) > 300
+
+
+def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
+    done, run = finished
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("device") and "\x1b" not in done.stdout
+    assert rest[0].startswith("environment  CartPole-v1: vector of 4 in, 2 discrete actions")
+    assert re.match(r"parameters   [\d,]+: encoder [\d,]+ · dynamics", rest[1])
+    assert rest[2].startswith("compiling")
+    assert all(re.search(r"steps .*eval .*train .*updates/s .*left", line) for line in rest[3:-2])
+    score, steps = re.match(r"score +([\d.]+) over 4 .* after (\d+) steps", rest[-2]).groups()
+    last = _rows(run / "metrics.jsonl")[-1]
+    assert (float(score), int(steps)) == (round(last["charts/eval_return"], 1), last["step"])
+    assert f"runs/{run.name}" in rest[-1]
+
+
+def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):
+    _, run = finished
+    rows = _rows(run / "metrics.jsonl")
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) and steps[-1] >= 640
+    assert all(row["charts/updates"] > 0 and row["losses/reward"] > 0 for row in rows)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("## Metrics"):readme.index("## Differences")]
+    glossary = {name for line in table.splitlines() if line.startswith("| `")
+                for name in re.findall(r"`([\w/]+)`", line.split("|")[1])}
+    assert {name for row in rows for name in row} == glossary
+
+
+def test_scores_are_the_episodes_that_the_metrics_average(finished):
+    _, run = finished
+    scores = _rows(run / "scores.jsonl")
+    assert all(row["return"] == row["length"] > 0 for row in scores)  # CartPole pays 1 an action
+    first = _rows(run / "metrics.jsonl")[0]
+    early = [row["return"] for row in scores if row["step"] <= first["step"]]
+    assert first["charts/episodic_return"] == pytest.approx(np.mean(early), rel=1e-5)
+
+
+def test_the_weights_of_a_run_go_back_into_the_networks(finished):
+    _, run = finished
+    settings = config.load(run / "config.yaml", Config)
+    _, shapes = dreamer.build(settings, make(settings.run.env))
+    params = weights.unflatten(shapes, weights.load(run / "weights.npz"))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert np.any(params["critic"]["out"]["kernel"][...])  # zero before the first update
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished):
+    _, run = finished
+    same, other = run.parent.parent / "same", run.parent.parent / "other"
+    saved = ["--config", run / "config.yaml"]
+    assert _run(run, *saved, "--logdir", same).returncode == 0
+    assert _run(run, *saved, "--logdir", other, "--seed", "4").returncode == 0
+    told, again, another = ([{name: value for name, value in row.items()
+                              if not name.startswith(TIMES)} for row in _rows(path)]
+                            for path in (folder / "metrics.jsonl" for folder in (run, same, other)))
+    assert told == again
+    assert told != another
+    assert (same / "scores.jsonl").read_bytes() == (run / "scores.jsonl").read_bytes()
+
+
+def test_help_lists_every_hyperparameter_with_its_value_and_the_papers(tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        dreamer.main(["--config", str(SHIPPED), "--help", "--set", "model.deter=64"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0
+    ours = config.load(SHIPPED, Config, sets=["model.deter=64"])
+    for section, key, meaning, _ in config.rows(ours):
+        (line,) = re.findall(rf"^{section}\.{key} .*$", said, re.MULTILINE)
+        assert line.endswith(meaning)
+    assert re.search(r"^model\.deter +64 +8192 ", said, re.MULTILINE)
+
+
+def test_the_resolved_configuration_is_printed_without_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        dreamer.main(["--config", str(SHIPPED), "--print-config", "--preset", "size12m"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert left.value.code == 0 and [path.name for path in tmp_path.iterdir()] == ["printed.yaml"]
+    assert config.load("printed.yaml", Config) == config.load(SHIPPED, Config, ["size12m"])
+
+
+class Painter:
+    """A picture of 8 x 8 pixels and two continuous actions: what no Gymnax environment has."""
+
+    name, solved, discrete, is_image = "Painter", None, False, True
+    x_shape, x_dtype, action_size = (8, 8, 3), jnp.uint8, 2
+
+    def reset(self, key):
+        """A new picture of noise."""
+        return jnp.int32(0), self._step(key, jnp.int32(0), 0.0)
+
+    def step(self, key, state, action):
+        """Pays for small actions; six rows make an episode."""
+        t = (state + 1) % 6
+        return t, self._step(key, t, jnp.where(t > 0, -jnp.square(action).sum(), 0.0))
+
+    def _step(self, key, t, reward):
+        picture = jax.random.randint(key, self.x_shape, 0, 256).astype(jnp.uint8)
+        return Step(picture, jnp.float32(reward), t == 0, t == 5, jnp.zeros((), bool))
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "Painter"])
+def test_vectors_and_images_with_either_kind_of_action_are_learned_from(env):
+    sizes = ["replay.batch=2", "replay.length=4", "replay.capacity=200", "learning.imagination=2",
+             "run.train_ratio=8", "optimizer.warmup=0"]
+    settings = config.load(SHIPPED, Config, ["debug"], sizes)
+    environment = Painter() if env == "Painter" else make(env)
+    program, _ = dreamer.build(settings, environment)
+    loop = dreamer.init(program, jax.random.key(0))
+    loop, _ = dreamer.fill(program, loop, 8)
+    before = jax.tree.map(np.array, loop.agent.params)
+    loop, _, metrics = dreamer.train_chunk(program, loop, 2)
+    assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
+    moved = jax.tree.map(lambda old, new: np.any(old != np.asarray(new)), before, loop.agent.params)
+    assert all(jax.tree.leaves(moved))
