@@ -29,11 +29,10 @@ def load(path, schema, presets=(), sets=()):
 
     Raises: ConfigError."""
     tree = read(path)
-    blocks = tree.pop("presets", None) or {}
-    _check_mapping(blocks, f"{path}: presets")
+    blocks = _mapping(tree.pop("presets", None), f"{path}: presets")
     values = _sections(tree, schema, str(path), complete=True)
     overlays = {
-        name: _sections(block or {}, schema, f"{path}: preset {name}")
+        name: _sections(block, schema, f"{path}: preset {name}")
         for name, block in blocks.items()
     }
     for name in presets:
@@ -70,8 +69,7 @@ def read(path):
         raise ConfigError(f"{path}{_yaml_fault(error)}") from None
     if tree is None:
         raise ConfigError(f"{path}: is empty, expected a mapping of sections")
-    _check_mapping(tree, str(path))
-    return tree
+    return _mapping(tree, str(path))
 
 
 def dump(config):
@@ -92,7 +90,14 @@ def rows(config):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice is an error."""
+    """PyYAML's safe loader, except that a key given twice is an error, and every error its own."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a day that no calendar has: 2020-13-45
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark) from None
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -122,9 +127,11 @@ def nearest(name, known):
     return f"; known: {', '.join(str(k) for k in known)}" if known else ""
 
 
-def _check_mapping(value, where):
-    if not isinstance(value, dict):
+def _mapping(value, where):
+    """`value`, checked to be a mapping; a name with nothing behind it is an empty one."""
+    if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping, found {_show(value)}")
+    return value or {}
 
 
 def _overlay(values, newer):
@@ -134,8 +141,7 @@ def _overlay(values, newer):
 
 def _sections(tree, schema, where, complete=False):
     """Check and convert {section: {key: value}}; `complete` demands every section and key."""
-    _check_mapping(tree, where)
-    types = typing.get_type_hints(schema)
+    tree, types = _mapping(tree, where), typing.get_type_hints(schema)
     for section in tree:
         if section not in types:
             raise ConfigError(f"{where}: unknown section {section!r}{nearest(section, types)}")
@@ -144,13 +150,13 @@ def _sections(tree, schema, where, complete=False):
             if section not in tree:
                 raise ConfigError(f"{where}: the section {section!r} is missing")
     return {
-        section: _keys(keys or {}, types[section], f"{where}: {section}", complete)
+        section: _keys(keys, types[section], f"{where}: {section}", complete)
         for section, keys in tree.items()
     }
 
 
 def _keys(keys, schema, where, complete):
-    _check_mapping(keys, where)
+    keys = _mapping(keys, where)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     types = typing.get_type_hints(schema)
     for key in keys:
@@ -193,16 +199,18 @@ def _coerce(value, kind):
     """The value as int, float or str; None where it is nothing of the kind."""
     if kind is str:
         return value if isinstance(value, str) else None
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    if kind is int:
-        return int(value) if value == int(value) else None
-    return float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):  # no number, or a whole one beyond all floats
+        return None
+    if not math.isfinite(number):
+        return None
+    if kind is float:
+        return number
+    exact = value if isinstance(value, int) else number
+    return int(exact) if number.is_integer() else None
 
 
 def _within(value, bounds):

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 METRICS, SCORES = "metrics.jsonl", "scores.jsonl"
+FILES = (METRICS, SCORES, "config.yaml", "weights.npz", "learning_curve.png")  # of a run
 PLAIN_PERIOD = 5.0  # seconds between plain lines while no evaluation comes
 PANEL_WIDTH = 66  # columns
 
@@ -53,8 +54,9 @@ def make_folder(logdir, env, seed):
             pass  # the only sure sign that a folder can be written is a file in it
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written ({error.strerror.lower()})") from None
-    if (folder / METRICS).exists():
-        raise ValueError(f"{folder}: already holds a run ({METRICS}); choose another folder")
+    held = [name for name in FILES if (folder / name).exists()]
+    if held:
+        raise ValueError(f"{folder}: already holds a run ({held[0]}); choose another folder")
     return folder
 
 
