@@ -27,6 +27,7 @@ FOR_CALLERS = {
                 "lambda_returns"},
     "utils.weights": {"load", "unflatten"},
     "utils.plots": {"seeds_curve"},
+    "utils.cli": {"error"},  # by argparse
 }
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITION = (*FUNCTION, ast.ClassDef)
