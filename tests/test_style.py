@@ -325,7 +325,8 @@ def _unused(sources):
             if not (here or node.name in called or (source.module, node.name) in used):
                 yield source.path, node.lineno, f"{node.name} is used nowhere"
         for method in _methods(source.tree):
-            if method.name not in attributes and not method.name.startswith("__"):
+            known = method.name in called or method.name.startswith("__")
+            if method.name not in attributes and not known:
                 yield source.path, method.lineno, f"{method.name} is used nowhere"
 
 
