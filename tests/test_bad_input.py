@@ -1,5 +1,6 @@
 """Every mistake of the user's gets one line that helps, status 2, and leaves nothing behind."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -22,7 +23,12 @@ def refuse(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(dreamer, "train", _never_train)
     return partial(_refused, capsys)
+
+
+def _never_train(*_):
+    pytest.fail("what should have been refused began to train")
 
 
 def _refused(capsys, *argv):
@@ -57,9 +63,17 @@ def _refused(capsys, *argv):
     (["--set", "run.prefill=8"], ["run.prefill", "= 68 steps", "found 8"]),
     (["--set", "run.observation=sound"], ["run.observation", "auto, vector, image", "'sound'"]),
     (["--steps", "0"], ["run.steps", "at least 1", "found 0"]),
+    (["--steps", "400"], ["run.steps", "more than run.prefill = 400", "found 400"]),
     (["--steps", "some"], ["run.steps", "whole number", "'some'"]),
     (["--seed", "-1"], ["run.seed", "at least 0", "found -1"]),
+    (["--seed", "1.5"], ["run.seed", "whole number", "found 1.5"]),
+    (["--seed", str(2**32)], ["run.seed", "less than 4294967296"]),  # the same as seed 0
+    (["--seed", "9" * 400], ["run.seed", "whole number", "999"]),
+    (["--set", "run.train_ratio=1e-9"], ["run.train_ratio", "at least 0.0001", "'1e-9'"]),
+    (["--env", "2020-13-45"], ["run.env=2020-13-45", "line 1", "not valid YAML", "month"]),
     (["--sed", "1"], ["--sed", "unknown flag", "'--seed'"]),
+    (["--se", "1"], ["--se", "unknown flag", "'--set'"]),
+    (["--print-config=5"], ["--print-config", "'5'"]),
     (["--seed"], ["--seed", "expected one argument"]),
     (["7"], ["7", "unknown flag"]),
     (["--env", "MNISTBandit-bsuite"], ["run.env", "MNISTBandit-bsuite", "not supported"]),
@@ -90,7 +104,15 @@ def _shipped_with(change):
     (_shipped_with(lambda tree: tree["replay"].update(batch="many")),
      ["replay.batch", "whole number", "'many'"]),
     (_shipped_with(lambda tree: tree.update(replay=5)), ["replay", "expected a mapping", "5"]),
+    (_shipped_with(lambda tree: tree.update(replay=False)), ["replay", "a mapping", "False"]),
     (_shipped_with(lambda tree: tree.update(presets=[1])), ["presets", "expected a mapping"]),
+    (_shipped_with(lambda tree: tree.update(presets=0)), ["presets", "a mapping", "found 0"]),
+    (_shipped_with(lambda tree: tree["presets"].update(mine=[])), ["preset mine", "a mapping"]),
+    (_shipped_with(lambda tree: tree["presets"].update(mine={"model": []})),
+     ["preset mine: model", "expected a mapping"]),
+    ("run:\n  seed: 1\n  seed: 2\n", ["line 3", "'seed' stands twice"]),
+    ("run:\n  seed: 2020-13-45\n", ["line 2, column 9", "not valid YAML", "month"]),
+    ("run: !!python/object/apply:os.getcwd []\n", ["line 1", "not valid YAML", "os.getcwd"]),
 ])
 def test_a_wrong_file_is_named_with_what_is_wrong_in_it(refuse, tmp_path, text, words):
     path = tmp_path / "mine.yaml"
@@ -129,6 +151,17 @@ def test_a_folder_that_cannot_be_written_or_holds_a_run_is_named(refuse, tmp_pat
     assert os.listdir(done) == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "scores.jsonl", "learning_curve.png", "weights.npz"])
+def test_no_file_that_a_run_would_write_is_ever_overwritten(refuse, tmp_path, name):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / name).write_text("mine")
+    assert f"{kept}: already holds a run ({name})" in refuse("--logdir", str(kept))
+    assert [path.name for path in kept.iterdir()] == [name]
+    assert (kept / name).read_text() == "mine"
+
+
 @pytest.mark.parametrize("found, words", [
     ((3, 10, 12), ["Python 3.11", "3.10.12"]), ((2, 7, 18), ["Python 3.11", "2.7.18"])])
 def test_an_old_python_is_told_what_is_needed(monkeypatch, capsys, found, words):
@@ -160,8 +193,43 @@ def test_versions_are_compared_as_numbers():
     assert versions.numbers("0.11.0.dev1") == (0, 11, 0)
 
 
-def test_the_program_itself_ends_with_status_2_and_one_line(tmp_path):
-    command = [sys.executable, ROOT / "dreamer.py", "--env", "CartPole"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, os.listdir(tmp_path)) == (2, "", [])
-    assert done.stderr.count("\n") == 1 and "CartPole-v1" in done.stderr
+def _run_program(folder, *command, path=""):
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout, os.listdir(folder)) == (2, "", [])
+    assert done.stderr.startswith("dreamer.py: ") and done.stderr.count("\n") == 1
+    return done.stderr
+
+
+@pytest.fixture
+def empty(tmp_path):
+    """A folder with nothing in it, not even what a test needs beside it."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return folder
+
+
+def test_the_program_itself_ends_with_status_2_and_one_line(empty):
+    assert "CartPole-v1" in _run_program(empty, ROOT / "dreamer.py", "--env", "CartPole")
+
+
+def test_an_old_jax_is_told_what_is_needed_before_it_is_imported(empty, tmp_path):
+    old = tmp_path / "site" / "jax-0.4.30.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.4.30\n")
+    (tmp_path / "site" / "jax.py").write_text("raise SystemExit('jax was imported')\n")
+    said = _run_program(empty, ROOT / "dreamer.py", path=tmp_path / "site")
+    assert "jax 0.10 or newer is needed, found 0.4.30" in said
+
+
+def test_an_old_python_is_told_what_is_needed_before_anything_is_imported(empty):
+    pretend = ("import runpy, sys; sys.version_info = (3, 10, 1); sys.modules['jax'] = None; "
+               f"runpy.run_path({str(ROOT / 'dreamer.py')!r}, run_name='__main__')")
+    said = _run_program(empty, "-c", pretend, path=ROOT)
+    assert "Python 3.11 or newer is needed, this is 3.10.1" in said
+
+
+@pytest.mark.parametrize("name", ["dreamer", "utils/__init__", "utils/versions", "utils/xla"])
+def test_an_old_python_can_read_what_it_meets_before_it_is_told(name):
+    ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 7))

@@ -15,7 +15,11 @@ SHIPPED = Path(__file__).parent.parent / "dreamer.yaml"
 # arXiv 2301.04104v2, table of hyperparameters, and the official code's size200m.
 PAPER = {
     "model": {"deter": 8192, "hidden": 1024, "latents": 32, "classes": 64, "blocks": 8,
-              "units": 1024, "depth": 64, "bins": 255, "unimix": 0.01},
+              "units": 1024, "depth": 64, "multipliers": (2, 3, 4, 4), "kernel": 5,
+              "seed_pixels": 4, "encoder_layers": 3, "decoder_layers": 3, "prior_layers": 2,
+              "posterior_layers": 1, "reward_layers": 1, "continue_layers": 1, "actor_layers": 3,
+              "critic_layers": 3, "bins": 255, "unimix": 0.01, "norm_eps": 1e-4,
+              "actor_scale": 0.01, "min_std": 0.1, "max_std": 1, "std_bias": 2},
     "replay": {"capacity": 5_000_000, "batch": 16, "length": 64},
     "learning": {"beta_pred": 1, "beta_dyn": 1, "beta_rep": 0.1, "beta_actor": 1,
                  "beta_critic": 1, "beta_replay": 0.3, "free_bits": 1, "imagination": 15,
@@ -24,7 +28,7 @@ PAPER = {
                  "return_high": 95},
     "optimizer": {"lr": 4e-5, "warmup": 1000, "lr_final": 1, "agc": 0.3, "agc_floor": 1e-3,
                   "rms_decay": 0.999, "momentum": 0.9, "eps": 1e-20},
-    "run": {"train_ratio": 32, "envs": 16},
+    "run": {"train_ratio": 32, "envs": 16, "prefill": 1040},
 }
 
 
@@ -32,6 +36,10 @@ PAPER = {
 def tree():
     """The shipped file, to be changed by a test."""
     return yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+
+
+def _without_presets(tree):
+    return {section: keys for section, keys in tree.items() if section != "presets"}
 
 
 def _write(tmp_path, tree):
@@ -61,9 +69,32 @@ def test_the_block_paper_holds_the_numbers_of_the_paper():
         assert {key: paper[section][key] for key in numbers} == numbers, section
 
 
+def test_the_block_paper_leaves_no_number_of_the_algorithm_to_the_defaults(tree):
+    stated = tree["presets"]["paper"]
+    for section, keys in _without_presets(tree).items():
+        assert stated[section].keys() == PAPER[section].keys(), section
+        assert section == "run" or stated[section].keys() == keys.keys(), section
+
+
+def test_overlays_change_neither_what_was_given_nor_what_was_loaded_before():
+    presets, sets = ["size12m", "debug"], ["model.deter=64"]
+    before = load(SHIPPED, Config)
+    kept = dataclasses.asdict(before)
+    load(SHIPPED, Config, presets, sets)
+    assert (presets, sets) == (["size12m", "debug"], ["model.deter=64"])
+    assert dataclasses.asdict(before) == kept and load(SHIPPED, Config) == before
+
+
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "0.0003", "'3e-4'"])
 def test_a_float_may_be_written_as_pyyaml_reads_text(text):
     assert load(SHIPPED, Config, sets=[f"optimizer.lr={text}"]).optimizer.lr == 3e-4
+
+
+def test_the_file_itself_may_write_a_float_so(tmp_path):
+    text = SHIPPED.read_text(encoding="utf-8").replace("eta: 0.0003", "eta: 3e-4", 1)
+    assert yaml.safe_load(text)["learning"]["eta"] == "3e-4"  # text: the trap that is tested
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "mine.yaml", Config) == load(SHIPPED, Config)
 
 
 def test_a_whole_float_is_a_whole_number_and_a_whole_number_a_float():
@@ -97,20 +128,41 @@ def test_yaml_that_would_make_an_object_is_refused_and_runs_nothing(tmp_path):
     assert not trap.exists()
 
 
-def test_every_key_of_the_shipped_file_must_be_there(tmp_path, tree):
-    for section, keys in list(tree.items()):
-        for key in list(keys) if section != "presets" else ():
-            value = keys.pop(key)
+def test_every_key_of_the_shipped_file_must_be_there(tree, monkeypatch):
+    tree = _without_presets(tree)
+    monkeypatch.setattr(config, "read", lambda path: dict(tree))
+    for section, keys in tree.items():
+        for key in keys:
+            tree[section] = {name: value for name, value in keys.items() if name != key}
             with pytest.raises(ConfigError, match=rf"{section}\.{key}: is missing"):
-                load(_write(tmp_path, tree), Config)
-            keys[key] = value
+                load(SHIPPED, Config)
+        tree[section] = keys
+    load(SHIPPED, Config)
 
 
-@pytest.mark.parametrize("value", [True, None, [1], {"a": 1}, "many", ".nan", ".inf", 2.5])
+@pytest.mark.parametrize(
+    "value", [True, None, [1], {"a": 1}, "many", ".nan", ".inf", 2.5, "2.5", 10**400])
 def test_a_whole_number_is_nothing_else(tmp_path, tree, value):
     tree["replay"]["batch"] = yaml.safe_load(value) if str(value).startswith(".") else value
     with pytest.raises(ConfigError, match="replay.batch: expected a whole number at least 1"):
         load(_write(tmp_path, tree), Config)
+
+
+@pytest.mark.parametrize("value", ["true", "", "[1]", "{a: 1}", "fast", ".nan", "-.inf", "1e999"])
+def test_a_number_is_nothing_else(value):
+    with pytest.raises(ConfigError, match="optimizer.lr: expected a number more than 0, found"):
+        load(SHIPPED, Config, sets=[f"optimizer.lr={value}"])
+
+
+@pytest.mark.parametrize("value", ["5", "true", "", "[a]", "2020-01-01"])
+def test_text_is_nothing_else(value):
+    with pytest.raises(ConfigError, match="run.env: expected text, found"):
+        load(SHIPPED, Config, sets=[f"run.env={value}"])
+
+
+def test_a_large_whole_number_keeps_every_digit():
+    steps = 2**60 + 1  # a float would lose the last
+    assert load(SHIPPED, Config, sets=[f"run.steps={steps}"]).run.steps == steps
 
 
 def test_a_preset_is_checked_even_where_it_is_not_asked_for(tmp_path, tree):

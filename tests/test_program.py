@@ -1,6 +1,7 @@
 """The program as a user runs it: a short real run, what it says and what it leaves."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,11 +21,14 @@ from utils.settings import Config
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "dreamer.yaml"
 TIMES = ("time/",)  # names that begin so are measured by a clock
+# What is asked here is whether it learns, not how fast: a third of the time to compile.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def _run(folder, *flags):
+def _run(folder, *flags, cache=None):
     command = [sys.executable, ROOT / "dreamer.py", *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = os.environ | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def _rows(path):
@@ -32,10 +36,17 @@ def _rows(path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def cache(tmp_path_factory):
+    """Where the first run leaves what it compiled, so that a run of another seed need not."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
     """A debug run in an empty folder: what it printed, and its run folder."""
     folder = tmp_path_factory.mktemp("empty")
-    done = _run(folder, "--preset", "debug", "--seed", "3")
+    done = _run(folder, "--preset", "debug", "--seed", "3", cache=cache)
+    assert [path.name for path in folder.iterdir()] == ["runs"]
     assert done.returncode == 0, done.stderr
     (run,) = (folder / "runs").iterdir()
     return done, run
@@ -79,11 +90,25 @@ def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):
 
 def test_scores_are_the_episodes_that_the_metrics_average(finished):
     _, run = finished
-    scores = _rows(run / "scores.jsonl")
+    scores, before = _rows(run / "scores.jsonl"), 0
+    for row in _rows(run / "metrics.jsonl"):
+        new = [score for score in scores if before < score["step"] <= row["step"]]
+        before = row["step"]
+        for name in ("return", "length") if new else ():
+            mean = np.mean([score[name] for score in new])
+            assert row[f"charts/episodic_{name}"] == pytest.approx(mean, rel=1e-5)
+        assert bool(new) == ("charts/episodic_return" in row)
+    assert scores and scores[-1]["step"] <= before
+
+
+def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
+    _, run = finished
+    scores, envs = _rows(run / "scores.jsonl"), config.load(run / "config.yaml", Config).run.envs
     assert all(row["return"] == row["length"] > 0 for row in scores)  # CartPole pays 1 an action
-    first = _rows(run / "metrics.jsonl")[0]
-    early = [row["return"] for row in scores if row["step"] <= first["step"]]
-    assert first["charts/episodic_return"] == pytest.approx(np.mean(early), rel=1e-5)
+    for env in range(envs):
+        mine = [row for row in scores if row["env"] == env]
+        played = np.cumsum([row["length"] + 1 for row in mine])  # and one row for the reset
+        assert [row["step"] for row in mine] == (played * envs).tolist() != []
 
 
 def test_the_weights_of_a_run_go_back_into_the_networks(finished):
@@ -95,12 +120,14 @@ def test_the_weights_of_a_run_go_back_into_the_networks(finished):
     assert np.any(params["critic"]["out"]["kernel"][...])  # zero before the first update
 
 
-def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished):
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(
+        finished, cache, tmp_path):
     _, run = finished
-    same, other = run.parent.parent / "same", run.parent.parent / "other"
+    same, other = tmp_path / "same", tmp_path / "other"
     saved = ["--config", run / "config.yaml"]
     assert _run(run, *saved, "--logdir", same).returncode == 0
-    assert _run(run, *saved, "--logdir", other, "--seed", "4").returncode == 0
+    reseeded = _run(run, *saved, "--logdir", other, "--seed", "4", cache=cache)
+    assert reseeded.returncode == 0, reseeded.stderr
     told, again, another = ([{name: value for name, value in row.items()
                               if not name.startswith(TIMES)} for row in _rows(path)]
                             for path in (folder / "metrics.jsonl" for folder in (run, same, other)))
@@ -157,10 +184,11 @@ def test_vectors_and_images_with_either_kind_of_action_are_learned_from(env):
     settings = config.load(SHIPPED, Config, ["debug"], sizes)
     environment = Painter() if env == "Painter" else make(env)
     program, _ = dreamer.build(settings, environment)
-    loop = dreamer.init(program, jax.random.key(0))
-    loop, _ = dreamer.fill(program, loop, 8)
+    key = jax.random.key(0)
+    loop = dreamer.init.lower(program, key).compile(QUICK)(key)
+    loop, _ = dreamer.fill.lower(program, loop, 8).compile(QUICK)(loop)
     before = jax.tree.map(np.array, loop.agent.params)
-    loop, _, metrics = dreamer.train_chunk(program, loop, 2)
+    loop, _, metrics = dreamer.train_chunk.lower(program, loop, 2).compile(QUICK)(loop)
     assert all(np.isfinite(value) for value in jax.tree.leaves(metrics))
     moved = jax.tree.map(lambda old, new: np.any(old != np.asarray(new)), before, loop.agent.params)
     assert all(jax.tree.leaves(moved))

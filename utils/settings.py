@@ -15,11 +15,11 @@ class Run:
 
     env: str = setting("Gymnax environment id")
     observation: str = setting("how x is read", choices=("auto", "vector", "image"))
-    seed: int = setting("seed of all randomness", low=0)
+    seed: int = setting("seed of all randomness", low=0, below=2**32)
     steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
     envs: int = setting("E: environments stepped side by side", low=1)
     prefill: int = setting("environment steps before the first update", low=1)
-    train_ratio: float = setting("replayed rows trained on per environment step", above=0)
+    train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4)
     chunk: int = setting("most environment steps per compiled call and line of metrics", low=1)
     eval_every: int = setting("environment steps between evaluations", low=1)
     eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
@@ -144,6 +144,8 @@ class Config:
             (replay.capacity >= replay.batch * replay.length,
              f"replay.capacity: expected at least one batch = "
              f"{replay.batch * replay.length} rows, found {replay.capacity}"),
+            (run.steps > run.prefill,
+             f"run.steps: expected more than run.prefill = {run.prefill}, found {run.steps}"),
             (self.learning.return_low < self.learning.return_high,
              f"learning.return_high: expected more than learning.return_low = "
              f"{self.learning.return_low}, found {self.learning.return_high}"),
