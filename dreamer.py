@@ -779,11 +779,11 @@ def main(argv=None, began=None):
     try:
         config, logdir = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
         env = gymnax_wrappers.make(config.run.env, config.run.observation)
+        program, shapes = build(config, env)
         folder = make_folder(logdir, config.run.env, config.run.seed)
     except ValueError as error:
         print(f"dreamer.py: {error}", file=sys.stderr)
         return 2
-    program, shapes = build(config, env)
     (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     with Logger(folder, config.run.steps) as logger:
         for line in describe(env, shapes):

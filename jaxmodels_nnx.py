@@ -292,7 +292,12 @@ def make_decoder(model, shape, is_image, rngs):
 def _stages(model, shape):
     """Sizes per stage of an image and the channels of each convolution."""
     stages = image_sizes(shape, model.multipliers, model.seed_pixels)
-    return stages, tuple(model.depth * m for m in model.multipliers[: len(stages) - 1])
+    channels = tuple(model.depth * m for m in model.multipliers[: len(stages) - 1])
+    if channels[-1] % model.blocks:
+        raise ValueError(
+            f"model.depth: expected {channels[-1] // model.depth} × model.depth to be a multiple "
+            f"of model.blocks = {model.blocks}, found {model.depth}")
+    return stages, channels
 
 
 class Categorical(NamedTuple):

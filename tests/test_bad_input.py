@@ -47,6 +47,7 @@ def _refused(capsys, *argv):
     (["--set", "deter=64"], ["--set", "section.key=value", "'deter=64'"]),
     (["--set", "model.deter"], ["--set", "section.key=value", "'model.deter'"]),
     (["--set", "model.deter=[1"], ["--set model.deter=[1", "not valid YAML"]),
+    (["--set", "model.deter=" + "[" * 5000], ["--set model.deter=[", "not valid YAML", "nested"]),
     (["--set", "replay.batch=many"], ["replay.batch", "whole number", "'many'"]),
     (["--set", "replay.batch=true"], ["replay.batch", "whole number", "True"]),
     (["--set", "optimizer.lr=fast"], ["optimizer.lr", "a number more than 0", "'fast'"]),
@@ -77,6 +78,8 @@ def _refused(capsys, *argv):
     (["--seed"], ["--seed", "expected one argument"]),
     (["7"], ["7", "unknown flag"]),
     (["--env", "MNISTBandit-bsuite"], ["run.env", "MNISTBandit-bsuite", "not supported"]),
+    (["--env", "Breakout-MinAtar", "--set", "model.multipliers=[1]", "--set", "model.depth=3"],
+     ["model.depth", "multiple of model.blocks = 8", "found 3"]),
     (["--set", "run.observation=image"], ["run.observation", "2 or 3 axes", "CartPole-v1"]),
 ])
 def test_a_wrong_flag_or_value_is_named_with_what_was_expected(refuse, flags, words):

@@ -65,7 +65,7 @@ def read(path):
         raise ConfigError(f"{path}: cannot be read ({error.strerror.lower()})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}{_yaml_fault(error)}") from None
     if tree is None:
         raise ConfigError(f"{path}: is empty, expected a mapping of sections")
@@ -112,6 +112,8 @@ class _UniqueKeys(yaml.SafeLoader):
 def _yaml_fault(error):
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    if isinstance(error, RecursionError):
+        problem = "brackets nested too deeply"
     return f"{place}: is not valid YAML ({problem or 'unreadable characters'})"
 
 
@@ -178,7 +180,7 @@ def _parse_set(text, schema):
         raise ConfigError(f"--set: expected section.key=value, found {text!r}")
     try:
         parsed = yaml.load(value, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set {text}{_yaml_fault(error)}") from None
     return _sections({section: {key: parsed}}, schema, "--set")
 
