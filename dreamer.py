@@ -691,8 +691,7 @@ def train_chunk(program, loop, rounds):
     return loop, finished, jax.tree.map(jnp.mean, metrics)
 
 
-# Before learning begins: the untrained policy is nearly uniform.
-fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)
+fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
 
 
 @partial(jax.jit, static_argnums=0)
@@ -752,7 +751,7 @@ def compile_chunk(program, rounds):
 
 
 def train(program, diary):
-    """The host's loop over compiled chunks: play, learn, now and then evaluate: -> Loop"""
+    """The host's loop over compiled chunks: play, learn, evaluate: -> weights that did best"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
     chunks = max(1, -(-(run.steps - run.prefill) // run.chunk))  # of one size: compiled once
     rounds = max(1, -(-(run.steps - run.prefill) // (chunks * k * run.envs)))
@@ -765,13 +764,14 @@ def train(program, diary):
     while diary.steps < run.steps:
         loop, finished, metrics = chunk.result()(loop)
         diary.episodes(rounds * k * run.envs, episodes(finished, diary.steps))
-        metrics = jax.device_get(metrics)
         if diary.steps // run.eval_every > evaluated // run.eval_every or diary.steps >= run.steps:
             evaluated = diary.steps
-            found = evaluate(program, loop.agent.params, jax.random.fold_in(eval_key, evaluated))
-            metrics |= evaluation(*jax.device_get(found))
-        diary.chunk(rounds * updates, metrics)
-    return loop
+            key = jax.random.fold_in(eval_key, evaluated)
+            metrics |= evaluation(*evaluate(program, loop.agent.params, key))
+        if diary.chunk(rounds * updates, metrics):  # the best evaluation so far
+            kept = jax.device_get(loop.agent.params)
+    diary.end(evaluation(*evaluate(program, kept, eval_key)))
+    return kept
 
 
 def main(argv=None, began=None):
@@ -789,8 +789,8 @@ def main(argv=None, began=None):
         for line in describe(env, shapes):
             logger.say(line)
         diary = Diary(logger, config.run.steps, env.solved, began or time.perf_counter())
-        loop = train(program, diary)
-    weights.save(folder / "weights.npz", weights.flatten(loop.agent.params))
+        kept = train(program, diary)
+    weights.save(folder / "weights.npz", weights.flatten(kept))
     draw_run(folder, f"{config.run.env}, seed {config.run.seed}", env.solved)
     print(diary.summary(config.run.eval_episodes, folder))
     return 0

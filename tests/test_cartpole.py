@@ -44,12 +44,14 @@ def measure(seed, folder, flags=()):
     seconds = time.perf_counter() - start
     assert process.returncode == 0, "".join(line for _, line in printed)
     found = evaluations(folder / "metrics.jsonl")
+    last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return {
         "seed": seed,
         "solved_steps": next((step for step, value in found if value >= SOLVED), None),
         "solved_seconds": next((round(at, 1) for at, line in printed if line.startswith("solved")),
                                None),
-        "final_return": found[-1][1],
+        "last_return": found[-1][1],  # of the agent that still learns
+        "final_return": last["charts/score"],  # of the weights that the run keeps
         "seconds": round(seconds, 1),
         "megabytes": round(usage.ru_maxrss * 1024 / 1e6),  # Linux counts in KiB
         "evaluations": found,
@@ -77,9 +79,10 @@ def machine():
 def table(results):
     """The results as markdown: one row a seed, and where they were measured."""
     where, versions = results["machine"], results["versions"]
-    rows = [["seed", "solved after, steps", "solved after, s", "evaluation at the end",
-             "whole run, s", "peak memory, MB"], ["---:"] * 6]
-    keys = ("seed", "solved_steps", "solved_seconds", "final_return", "seconds", "megabytes")
+    rows = [["seed", "solved after, steps", "solved after, s", "last evaluation while learning",
+             "score at the end", "whole run, s", "peak memory, MB"], ["---:"] * 7]
+    keys = ("seed", "solved_steps", "solved_seconds", "last_return", "final_return", "seconds",
+            "megabytes")
     rows += [["-" if run[key] is None else f"{run[key]:,}" for key in keys]
              for run in results["runs"]]
     lines = ["| " + " | ".join(row) + " |" for row in rows]

@@ -69,15 +69,17 @@ def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
     assert re.match(r"parameters   [\d,]+: encoder [\d,]+ · dynamics", rest[1])
     assert rest[2].startswith("compiling")
     assert all(re.search(r"steps .*eval .*train .*updates/s .*left", line) for line in rest[3:-2])
-    score, steps = re.match(r"score +([\d.]+) over 4 .* after (\d+) steps", rest[-2]).groups()
+    pattern = r"score +([\d.]+) over 4 .* weights of step (\d+); (\d+) steps in \d+ s"
+    score, kept, steps = re.match(pattern, rest[-2]).groups()
     last = _rows(run / "metrics.jsonl")[-1]
-    assert (float(score), int(steps)) == (round(last["charts/eval_return"], 1), last["step"])
+    assert float(score) == round(last["charts/score"], 1)
+    assert (int(kept), int(steps)) == (last["charts/score_step"], last["step"])
     assert f"runs/{run.name}" in rest[-1]
 
 
 def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):
     _, run = finished
-    rows = _rows(run / "metrics.jsonl")
+    *rows, last = _rows(run / "metrics.jsonl")
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps)) and steps[-1] >= 640
     assert all(row["charts/updates"] > 0 and row["losses/reward"] > 0 for row in rows)
@@ -85,13 +87,22 @@ def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):
     table = readme[readme.index("## Metrics"):readme.index("## Differences")]
     glossary = {name for line in table.splitlines() if line.startswith("| `")
                 for name in re.findall(r"`([\w/]+)`", line.split("|")[1])}
-    assert {name for row in rows for name in row} == glossary
+    assert {name for row in [*rows, last] for name in row} == glossary
+
+
+def test_the_last_row_scores_the_weights_of_the_best_evaluation(finished):
+    _, run = finished
+    *rows, last = _rows(run / "metrics.jsonl")
+    found = {row["step"]: row["charts/eval_return"] for row in rows if "charts/eval_return" in row}
+    assert len(found) > 1 and last["step"] == rows[-1]["step"]
+    assert last["charts/score_step"] == max(found, key=lambda step: (found[step], step))
+    assert last["charts/score"] > 0 and last["charts/score_length"] == last["charts/score"]
 
 
 def test_scores_are_the_episodes_that_the_metrics_average(finished):
     _, run = finished
     scores, before = _rows(run / "scores.jsonl"), 0
-    for row in _rows(run / "metrics.jsonl"):
+    for row in _rows(run / "metrics.jsonl")[:-1]:  # the last row is the score
         new = [score for score in scores if before < score["step"] <= row["step"]]
         before = row["step"]
         for name in ("return", "length") if new else ():

@@ -26,6 +26,7 @@ class Diary:
     updates: int = 0
     score: float | None = None  # mean return of the last evaluation
     best: float | None = None
+    best_step: int | None = None  # where the best was, the last one of equals
     _recent: list = field(default_factory=list)  # returns of the last training episodes
     _new: list = field(default_factory=list)  # episodes that no row of metrics has yet
     _compiled: tuple | None = None  # (steps, updates, clock) when the first chunk was done
@@ -38,7 +39,9 @@ class Diary:
         self.logger.episodes(rows)
 
     def chunk(self, updates, metrics):
-        """`updates` updates were made, with these mean metrics; an evaluation may be among them."""
+        """`updates` updates were made, with these mean metrics; an evaluation may be among them.
+
+        Returns: whether this was the best evaluation so far, or as good as the best."""
         self.updates += updates
         values = {name: float(value) for name, value in sorted(metrics.items())}
         if self._new:
@@ -48,26 +51,37 @@ class Diary:
         speed = self._speed()
         times = {f"time/{name}": value for name, value in speed.items() if value is not None}
         self.logger.metrics(self.steps, values | {"charts/updates": self.updates} | times)
-        if "charts/eval_return" in values:
-            self._evaluated(values["charts/eval_return"])
+        evaluated = "charts/eval_return" in values
+        is_best = evaluated and self._evaluated(values["charts/eval_return"])
         self.logger.show(self._progress(speed))
+        return is_best
+
+    def end(self, metrics):
+        """The kept weights, those of the best evaluation, did this over episodes of their own."""
+        scores = {name.replace("eval_return", "score").replace("eval", "score"): float(value)
+                  for name, value in metrics.items()}
+        self.score = scores["charts/score"]
+        times = {"time/elapsed": time.perf_counter() - self.began}
+        self.logger.metrics(self.steps, scores | {"charts/score_step": self.best_step} | times)
 
     def summary(self, episodes, folder):
         """The last lines of a run: score, time, where the files are."""
         return (
-            f"score        {self.score:.1f} over {episodes} fresh episodes, after {self.steps:,} "
-            f"steps and {time.perf_counter() - self.began:.0f} s\n"
-            f"files        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
+            f"score        {self.score:.1f} over {episodes} fresh episodes, weights of step "
+            f"{self.best_step:,}; {self.steps:,} steps in {time.perf_counter() - self.began:.0f} s"
+            f"\nfiles        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
             "config.yaml, weights.npz)")
 
     def _evaluated(self, value):
         solved_before = self.best is not None and self.solved and self.best >= self.solved
-        self.score = value
-        self.best = value if self.best is None else max(self.best, value)
+        self.score, is_best = value, self.best is None or value >= self.best
+        if is_best:
+            self.best, self.best_step = value, self.steps
         if self.solved is not None and value >= self.solved and not solved_before:
             seconds = time.perf_counter() - self.began
             self.logger.say(f"solved       evaluation {value:.1f} (threshold {self.solved:g}) "
                             f"at {self.steps:,} steps, after {seconds:.0f} s")
+        return is_best
 
     def _speed(self):
         """Rates since the first chunk, whose own time is mostly compilation."""
@@ -93,6 +107,7 @@ class Diary:
 
 def evaluation(returns, lengths):
     """An evaluation as metrics: mean return, half its 95% interval, mean length."""
+    returns, lengths = jax.device_get((returns, lengths))
     interval = 1.96 * np.std(returns) / len(returns) ** 0.5
     return {"charts/eval_return": returns.mean(), "charts/eval_interval": interval,
             "charts/eval_length": lengths.mean()}
