@@ -16,6 +16,8 @@ from PIL import Image
 import dreamer
 from gymnax_wrappers import Step, make
 from utils import config, weights
+from utils.diary import Diary
+from utils.logger import Logger
 from utils.settings import Config
 
 ROOT = Path(__file__).parent.parent
@@ -120,6 +122,22 @@ def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
         mine = [row for row in scores if row["env"] == env]
         played = np.cumsum([row["length"] + 1 for row in mine])  # and one row for the reset
         assert [row["step"] for row in mine] == (played * envs).tolist() != []
+
+
+def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, monkeypatch):
+    seen = []
+
+    def scripted(program, params, key):
+        seen.append(jax.device_get(params))
+        return jnp.full(4, 3.0 if len(seen) == 2 else 1.0), jnp.ones(4)
+
+    monkeypatch.setattr(dreamer, "evaluate", scripted)
+    settings = config.load(SHIPPED, Config, ["debug"], ["run.eval_every=1"])
+    program, _ = dreamer.build(settings, make(settings.run.env))
+    with Logger(tmp_path, settings.run.steps) as logger:
+        kept = dreamer.train(program, Diary(logger, settings.run.steps, None, began=0.0))
+    same = [jax.tree.all(jax.tree.map(np.array_equal, kept, params)) for params in seen]
+    assert len(seen) > 3 and same == [False, True] + [False] * (len(seen) - 3) + [True]
 
 
 def test_the_weights_of_a_run_go_back_into_the_networks(finished):
