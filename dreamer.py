@@ -770,7 +770,7 @@ def train(program, diary):
             metrics |= evaluation(*evaluate(program, loop.agent.params, key))
         if diary.chunk(rounds * updates, metrics):  # the best evaluation so far
             kept = jax.device_get(loop.agent.params)
-    diary.end(evaluation(*evaluate(program, kept, eval_key)))
+    diary.end(evaluation(*evaluate(program, kept, eval_key), name="score"))
     return kept
 
 

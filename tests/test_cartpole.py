@@ -51,7 +51,7 @@ def measure(seed, folder, flags=()):
         "solved_seconds": next((round(at, 1) for at, line in printed if line.startswith("solved")),
                                None),
         "last_return": found[-1][1],  # of the agent that still learns
-        "final_return": last["charts/score"],  # of the weights that the run keeps
+        "final_return": last["charts/score_return"],  # of the weights that the run keeps
         "seconds": round(seconds, 1),
         "megabytes": round(usage.ru_maxrss * 1024 / 1e6),  # Linux counts in KiB
         "evaluations": found,

@@ -36,12 +36,12 @@ def test_the_last_row_and_the_last_line_hold_the_score_and_the_step_of_the_kept_
         diary, tmp_path):
     for value in (7.0, 6.0):
         _evaluated(diary, value)
-    diary.end(evaluation(np.array([4.0, 8.0]), np.array([4, 8])))
+    diary.end(evaluation(np.array([4.0, 8.0]), np.array([4, 8]), "score"))
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     del last["time/elapsed"]
     assert last == {
-        "step": 20, "charts/score": 6.0, "charts/score_interval": pytest.approx(1.96 * 2 / 2**0.5),
-        "charts/score_length": 6.0, "charts/score_step": 10}
+        "step": 20, "charts/score_return": 6.0, "charts/score_length": 6.0,
+        "charts/score_interval": pytest.approx(1.96 * 2 / 2**0.5), "charts/score_step": 10}
     said = diary.summary(2, tmp_path)
     assert said.startswith("score        6.0 over 2 fresh episodes, weights of step 10; 20 steps")
 

@@ -74,7 +74,7 @@ def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
     pattern = r"score +([\d.]+) over 4 .* weights of step (\d+); (\d+) steps in \d+ s"
     score, kept, steps = re.match(pattern, rest[-2]).groups()
     last = _rows(run / "metrics.jsonl")[-1]
-    assert float(score) == round(last["charts/score"], 1)
+    assert float(score) == round(last["charts/score_return"], 1)
     assert (int(kept), int(steps)) == (last["charts/score_step"], last["step"])
     assert f"runs/{run.name}" in rest[-1]
 
@@ -98,7 +98,7 @@ def test_the_last_row_scores_the_weights_of_the_best_evaluation(finished):
     found = {row["step"]: row["charts/eval_return"] for row in rows if "charts/eval_return" in row}
     assert len(found) > 1 and last["step"] == rows[-1]["step"]
     assert last["charts/score_step"] == max(found, key=lambda step: (found[step], step))
-    assert last["charts/score"] > 0 and last["charts/score_length"] == last["charts/score"]
+    assert last["charts/score_length"] == last["charts/score_return"] > 0
 
 
 def test_scores_are_the_episodes_that_the_metrics_average(finished):
@@ -125,13 +125,9 @@ def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
 
 
 def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, monkeypatch):
-    seen = []
-
-    def scripted(program, params, key):
-        seen.append(jax.device_get(params))
-        return jnp.full(4, 3.0 if len(seen) == 2 else 1.0), jnp.ones(4)
-
-    monkeypatch.setattr(dreamer, "evaluate", scripted)
+    seen = []  # the weights of each evaluation, of which the second shall be the best
+    monkeypatch.setattr(dreamer, "evaluate", lambda program, params, key: (
+        seen.append(jax.device_get(params)) or jnp.full(4, len(seen) == 2), jnp.ones(4)))
     settings = config.load(SHIPPED, Config, ["debug"], ["run.eval_every=1"])
     program, _ = dreamer.build(settings, make(settings.run.env))
     with Logger(tmp_path, settings.run.steps) as logger:

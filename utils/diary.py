@@ -58,9 +58,8 @@ class Diary:
 
     def end(self, metrics):
         """The kept weights, those of the best evaluation, did this over episodes of their own."""
-        scores = {name.replace("eval_return", "score").replace("eval", "score"): float(value)
-                  for name, value in metrics.items()}
-        self.score = scores["charts/score"]
+        scores = {name: float(value) for name, value in metrics.items()}
+        self.score = scores["charts/score_return"]
         times = {"time/elapsed": time.perf_counter() - self.began}
         self.logger.metrics(self.steps, scores | {"charts/score_step": self.best_step} | times)
 
@@ -105,12 +104,12 @@ class Diary:
             left / speed["SPS"] if speed["SPS"] else None)
 
 
-def evaluation(returns, lengths):
+def evaluation(returns, lengths, name="eval"):
     """An evaluation as metrics: mean return, half its 95% interval, mean length."""
     returns, lengths = jax.device_get((returns, lengths))
     interval = 1.96 * np.std(returns) / len(returns) ** 0.5
-    return {"charts/eval_return": returns.mean(), "charts/eval_interval": interval,
-            "charts/eval_length": lengths.mean()}
+    return {f"charts/{name}_return": returns.mean(), f"charts/{name}_interval": interval,
+            f"charts/{name}_length": lengths.mean()}
 
 
 def episodes(finished, before):
