@@ -8,7 +8,7 @@ Hafner, Pasukonis, Ba, Lillicrap: "Mastering diverse control tasks through world
 The agent learns a world model from replayed experience (a recurrent state-space model, RSSM),
 dreams with it from every replayed state, and learns what to do from these dreams alone.
 
-Reading map, top to bottom: hyperparameters · what flows through the program · robust predictions
+Reading map, top to bottom: what flows through the program · robust predictions
 (Eq. 8-11) · networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) ·
 actor learning (Eq. 6-7) · one gradient step · acting · training. Networks that know nothing of
 reinforcement learning live in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py,
@@ -17,7 +17,7 @@ every number in dreamer.yaml, and replay, optimiser, files and plots in utils/.
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
 s_t = (h_t, z_t) laid side by side: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
-γ, λ, η: `gamma`, `lambda_`, `eta`. `params` are weights, `config` numbers, `key` randomness.
+γ = 1 - 1/`horizon`; λ, η: `lambda_`, `eta`. `params` are weights, `config` numbers, `key` random.
 
 Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T dreams,
 H steps of a dream, E environments, D recurrent units, S latents of K classes each, F = D + S·K

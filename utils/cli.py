@@ -7,6 +7,7 @@ from pathlib import Path
 from utils import config as configuration
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
+PAPER_RUN = ("envs", "prefill", "train_ratio")  # what the paper says of `run`; the rest is ours
 
 
 def parse(argv, schema, description):
@@ -76,7 +77,7 @@ def _table(schema, config):
     lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
     for ours, theirs in zip(configuration.rows(config), configuration.rows(paper)):
         section, key, meaning, value = ours
-        shown = theirs[3] if section != "run" or key == "train_ratio" else "-"
+        shown = theirs[3] if section != "run" or key in PAPER_RUN else "-"
         lines.append(f"{section + '.' + key:32}{_show(value):>16}{_show(shown):>16}  {meaning}")
     return "\n".join(lines)
 
