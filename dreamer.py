@@ -17,7 +17,7 @@ every number in dreamer.yaml, and replay, optimiser, files and plots in utils/.
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
 s_t = (h_t, z_t) laid side by side: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
-γ = 1 - 1/`horizon`; λ, η: `lambda_`, `eta`. `params` are weights, `config` numbers, `key` random.
+γ = 1-1/`horizon`; λ, η: `lambda_`, `eta`. `params`: weights, `config`: numbers, `key`: randomness.
 
 Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T dreams,
 H steps of a dream, E environments, D recurrent units, S latents of K classes each, F = D + S·K

@@ -7,7 +7,6 @@ from pathlib import Path
 from utils import config as configuration
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
-PAPER_RUN = ("envs", "prefill", "train_ratio")  # what the paper says of `run`; the rest is ours
 
 
 def parse(argv, schema, description):
@@ -30,7 +29,7 @@ def parse(argv, schema, description):
     ]
     config = configuration.load(path, schema, flags.preset, sets)
     if flags.help:
-        print(parser.format_help() + "\n" + _table(schema, config))
+        print(parser.format_help() + "\n" + _table(config))
         sys.exit(0)
     if flags.print_config:
         print(configuration.dump(config), end="")
@@ -71,18 +70,17 @@ def _default_config():
     return "dreamer.yaml" if Path("dreamer.yaml").exists() else DEFAULT_CONFIG
 
 
-def _table(schema, config):
+def _table(config):
     """Every hyperparameter: name, value, the paper's value, meaning."""
-    paper = configuration.load(DEFAULT_CONFIG, schema, ["paper"])
+    paper = configuration.read(DEFAULT_CONFIG)["presets"]["paper"]
     lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
-    for ours, theirs in zip(configuration.rows(config), configuration.rows(paper)):
-        section, key, meaning, value = ours
-        shown = theirs[3] if section != "run" or key in PAPER_RUN else "-"
+    for section, key, meaning, value in configuration.rows(config):
+        shown = paper[section].get(key, "-")
         lines.append(f"{section + '.' + key:32}{_show(value):>16}{_show(shown):>16}  {meaning}")
     return "\n".join(lines)
 
 
 def _show(value):
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return ",".join(str(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
