@@ -729,7 +729,7 @@ def build(config, env):
     return Program(config, env, networks, critic, optimizer), shapes
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=xla.QUICK_TO_COMPILE)
 def init(program, key):
     """Weights, optimiser, environments just reset, an empty replay: -> Loop"""
     config = program.config
@@ -744,12 +744,6 @@ def init(program, key):
     return Loop(agent, replay, player, loop_key)
 
 
-def compile_chunk(program, rounds):
-    """`train_chunk` compiled for this program, from shapes alone: -> function of a Loop"""
-    loop = jax.eval_shape(lambda key: init(program, key), jax.random.key(0))
-    return train_chunk.lower(program, loop, rounds).compile()
-
-
 def train(program, diary):
     """The host's loop over compiled chunks: play, learn, evaluate: -> weights that did best"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
@@ -757,19 +751,24 @@ def train(program, diary):
     rounds = max(1, -(-(run.steps - run.prefill) // (chunks * k * run.envs)))
     init_key, eval_key = jax.random.split(jax.random.key(run.seed))
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
-        chunk = pool.submit(compile_chunk, program, rounds)
+        shapes = init.eval_shape(program, init_key)
+        chunk = pool.submit(lambda: train_chunk.lower(program, shapes, rounds).compile())
         loop, finished = fill(program, init(program, init_key), run.prefill // run.envs)
         diary.episodes(run.prefill // run.envs * run.envs, episodes(finished, 0))
-    evaluated = diary.steps
+    chunk, evaluated = chunk.result(), diary.steps
+    ahead = chunk(loop)
     while diary.steps < run.steps:
-        loop, finished, metrics = chunk.result()(loop)
-        diary.episodes(rounds * k * run.envs, episodes(finished, diary.steps))
-        if diary.steps // run.eval_every > evaluated // run.eval_every or diary.steps >= run.steps:
-            evaluated = diary.steps
-            key = jax.random.fold_in(eval_key, evaluated)
-            metrics |= evaluation(*evaluate(program, loop.agent.params, key))
+        (loop, finished, metrics), steps = ahead, diary.steps + rounds * k * run.envs
+        due = steps // run.eval_every > evaluated // run.eval_every or steps >= run.steps
+        params = jax.device_get(loop.agent.params) if due else None
+        if steps < run.steps:
+            ahead = chunk(loop)  # runs while the host evaluates and writes
+        if due:
+            key, evaluated = jax.random.fold_in(eval_key, steps), steps
+            metrics |= evaluation(*evaluate(program, params, key))
+        diary.episodes(steps - diary.steps, episodes(finished, diary.steps))
         if diary.chunk(rounds * updates, metrics):  # the best evaluation so far
-            kept = jax.device_get(loop.agent.params)
+            kept = params
     diary.end(evaluation(*evaluate(program, kept, eval_key), name="score"))
     return kept
 

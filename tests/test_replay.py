@@ -148,7 +148,7 @@ def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column():
             "model.deter=8", "model.units=4", "model.hidden=4", "model.bins=15"]
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     program, _ = dreamer.build(settings, gymnax_wrappers.make("CartPole-v1"))
-    loop = jax.eval_shape(partial(dreamer.init, program), jax.random.key(0))
+    loop = dreamer.init.eval_shape(program, jax.random.key(0))
     chunk = dreamer.train_chunk.lower(program, loop, 2)
     options = {"xla_backend_optimization_level": 0}  # compiles faster; memory is planned before
     used = chunk.compile(compiler_options=options).memory_analysis()
