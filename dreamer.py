@@ -46,6 +46,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from utils import versions, xla
@@ -62,14 +63,11 @@ from flax import nnx
 import gymnax_wrappers
 from jaxmodels_nnx import (
     MLP, BlockGRU, Categorical, Head, Linear, bounded_normal, make_decoder, make_encoder)
-from utils import cli, optim, weights
+from utils import cli, optim
 from utils import replay as replay_buffer
-from utils.config import dump
-from utils.diary import Diary, episodes, evaluation
-from utils.logger import Logger, make_folder
-from utils.plots import draw_run
-from utils.settings import Config, updates_per_steps
-from utils.summary import describe
+from utils.diary import evaluation
+from utils.session import Session
+from utils.settings import Config, rounds_per_chunk, updates_per_steps
 
 # ---- What flows through the program --------------------------------------------------------------
 
@@ -679,7 +677,7 @@ def learn(program, loop):
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
 def train_chunk(program, loop, rounds):
-    """`rounds` times k environment steps and U updates: -> Loop, Finished, mean metrics"""
+    """`rounds` times k environment steps and U updates: -> Loop, Finished, metrics [rounds, U]"""
     updates, steps = updates_per_steps(program.config)
 
     def one_round(loop, _):
@@ -688,7 +686,7 @@ def train_chunk(program, loop, rounds):
         return loop, (finished, metrics)
 
     loop, (finished, metrics) = jax.lax.scan(one_round, loop, length=rounds)
-    return loop, finished, jax.tree.map(jnp.mean, metrics)
+    return loop, finished, metrics
 
 
 fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
@@ -744,56 +742,54 @@ def init(program, key):
     return Loop(agent, replay, player, loop_key)
 
 
-def train(program, diary):
-    """The host's loop over compiled chunks: play, learn, evaluate: -> weights that did best"""
+def train(program, session):
+    """The host's loop over compiled chunks: play, learn, evaluate, save"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
-    chunks = max(1, -(-(run.steps - run.prefill) // run.chunk))  # of one size: compiled once
-    rounds = max(1, -(-(run.steps - run.prefill) // (chunks * k * run.envs)))
+    rounds = rounds_per_chunk(program.config)
     init_key, eval_key = jax.random.split(jax.random.key(run.seed))
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
         shapes = init.eval_shape(program, init_key)
         chunk = pool.submit(lambda: train_chunk.lower(program, shapes, rounds).compile())
-        loop, finished = fill(program, init(program, init_key), run.prefill // run.envs)
-        diary.episodes(run.prefill // run.envs * run.envs, episodes(finished, 0))
-    chunk, evaluated = chunk.result(), diary.steps
-    ahead = chunk(loop)
-    while diary.steps < run.steps:
-        (loop, finished, metrics), steps = ahead, diary.steps + rounds * k * run.envs
-        due = steps // run.eval_every > evaluated // run.eval_every or steps >= run.steps
-        params = jax.device_get(loop.agent.params) if due else None
-        if steps < run.steps:
+        loop, best = session.restore(init(program, init_key))
+        if not loop.replay.written:  # a new run, or one that was saved without its replay
+            loop, finished = fill(program, loop, run.prefill // run.envs)
+            session.episodes(run.prefill // run.envs * run.envs, finished)
+    chunk, going_on = chunk.result(), session.steps < run.steps
+    ahead = chunk(loop) if going_on else None
+    while going_on:
+        (loop, finished, metrics), steps = ahead, session.steps + rounds * k * run.envs
+        evaluates, saves, going_on = session.due(steps)
+        params = jax.device_get(loop.agent.params) if evaluates else None
+        saved = jax.device_get(loop) if saves else None
+        if going_on:
             ahead = chunk(loop)  # runs while the host evaluates and writes
-        if due:
-            key, evaluated = jax.random.fold_in(eval_key, steps), steps
-            metrics |= evaluation(*evaluate(program, params, key))
-        diary.episodes(steps - diary.steps, episodes(finished, diary.steps))
-        if diary.chunk(rounds * updates, metrics):  # the best evaluation so far
-            kept = params
-    diary.end(evaluation(*evaluate(program, kept, eval_key), name="score"))
-    return kept
+        if evaluates:
+            metrics |= evaluation(*evaluate(program, params, jax.random.fold_in(eval_key, steps)))
+        session.episodes(steps - session.steps, finished)
+        if session.chunk(rounds * updates, metrics):  # the best evaluation so far
+            best = params
+        if saves:
+            session.save(saved, best)
+    over = session.steps >= run.steps  # or stopped
+    session.end(best, over and evaluation(*evaluate(program, best, eval_key), name="score"))
 
 
 def main(argv=None, began=None):
     """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
     try:
-        config, logdir = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
-        env = gymnax_wrappers.make(config.run.env, config.run.observation)
-        program, shapes = build(config, env)
-        folder = make_folder(logdir, config.run.env, config.run.seed)
+        command = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
+        if command.tool:
+            return import_module("utils.tools").run(command)  # stands on top of this file
+        env = gymnax_wrappers.make(command.config.run.env, command.config.run.observation)
+        program, shapes = build(command.config, env)
+        session = Session(command, env, shapes, began)
     except ValueError as error:
         print(f"dreamer.py: {error}", file=sys.stderr)
         return 2
-    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
-    with Logger(folder, config.run.steps) as logger:
-        for line in describe(env, shapes):
-            logger.say(line)
-        diary = Diary(logger, config.run.steps, env.solved, began or time.perf_counter())
-        kept = train(program, diary)
-    weights.save(folder / "weights.npz", weights.flatten(kept))
-    draw_run(folder, f"{config.run.env}, seed {config.run.seed}", env.solved)
-    print(diary.summary(config.run.eval_episodes, folder))
-    return 0
+    with session:
+        train(program, session)
+    return session.status
 
 
 if __name__ == "__main__":
-    sys.exit(main(began=STARTED))
+    sys.exit(import_module("dreamer").main(began=STARTED))  # one module, for the tools on top too

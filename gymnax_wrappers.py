@@ -43,8 +43,9 @@ class EnvState(NamedTuple):
 class Environment:
     """One Gymnax environment; hashable by identity, so that it may be a static argument.
 
-    `x_shape`, `x_dtype` and `is_image` describe the observation, `action_size` and `discrete` the
-    action, `solved` is the return that counts as solved (None where nobody set one)."""
+    `x_shape`, `x_dtype` and `is_image` describe the observation (`raw_shape` Gymnax's own),
+    `action_size` and `discrete` the action, `solved` is the return that counts as solved (None
+    where nobody set one)."""
 
     def __init__(self, name, env, params, observation):
         self.name, self.env, self.params = name, env, params
@@ -53,7 +54,7 @@ class Environment:
         self.discrete = isinstance(self.action_space, spaces.Discrete)
         space, raw = self.action_space, _observation(name, env, params)
         self.action_size = int(space.n if self.discrete else max(1, _size(space.shape)))
-        declared = env.observation_space(params)
+        self.raw_shape, declared = raw.shape, env.observation_space(params)
         self.classes = declared.n if raw.shape == () and hasattr(declared, "n") else None
         self.is_image = _is_image(name, raw.shape, observation)
         self.x_shape, self.x_dtype = self._kind(raw)
@@ -62,7 +63,7 @@ class Environment:
         """The first row of an episode: -> EnvState, Step"""
         x, inner = self.env.reset_env(key, self.params)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-        return EnvState(inner, no), Step(self._convert(x), jnp.zeros(()), yes, no, no)
+        return EnvState(inner, no), Step(self.observation(x), jnp.zeros(()), yes, no, no)
 
     def step(self, key, state, action):
         """Carry out an action [A] -> EnvState, Step
@@ -71,12 +72,12 @@ class Environment:
         comes. `step_env` is called, never `step`: that one resets by itself and hides the last
         observation."""
         step_key, reset_key = jax.random.split(key)
-        action = self._action(action)
+        action = self.action(action)
         x, inner, r, ended, _ = self.env.step_env(step_key, state.inner, action, self.params)
         ended = jnp.asarray(ended, bool)
         over = ended | jnp.asarray(self.env.is_truncated(inner, self.params), bool)
         no, r = jnp.zeros((), bool), jnp.asarray(r, jnp.float32).reshape(())
-        played = EnvState(inner, over), Step(self._convert(x), r, no, over, ended)
+        played = EnvState(inner, over), Step(self.observation(x), r, no, over, ended)
         fresh = self.reset(reset_key)
         return jax.tree.map(lambda new, old: jnp.where(state.over, new, old), fresh, played)
 
@@ -90,11 +91,12 @@ class Environment:
         return f"{self.name}: {seen} in, {self.action_size} {acts} out{ends}"
 
     def _kind(self, raw):
-        """Shape and dtype of what `_convert` makes of a raw observation."""
-        x = jax.eval_shape(self._convert, raw)
+        """Shape and dtype of what `observation` makes of a raw observation."""
+        x = jax.eval_shape(self.observation, raw)
         return x.shape, x.dtype
 
-    def _convert(self, x):
+    def observation(self, x):
+        """What the agent sees of a raw observation: a float32 vector or a uint8 image."""
         x = jnp.asarray(x)
         if self.classes is not None:
             return jax.nn.one_hot(x, self.classes)
@@ -105,7 +107,8 @@ class Environment:
             return x
         return jnp.round(255.0 * jnp.clip(x.astype(jnp.float32), 0.0, 1.0)).astype(jnp.uint8)
 
-    def _action(self, action):
+    def action(self, action):
+        """Gymnax's action for the agent's [A]: a class, or a vector scaled to the bounds."""
         space = self.action_space
         if self.discrete:
             return jnp.argmax(action).astype(jnp.int32)

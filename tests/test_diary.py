@@ -1,6 +1,7 @@
 """What the host remembers of a run: which evaluation was the best, and what its weights score."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -51,3 +52,34 @@ def test_it_is_said_once_that_an_environment_is_solved(diary, capsys):
         _evaluated(diary, value)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("solved")]
     assert len(said) == 1 and "evaluation 5.0 (threshold 5) at 20 steps" in said[0]
+
+
+def test_the_first_quantity_that_is_not_finite_is_named_with_its_update_and_nothing_is_written(
+        diary, tmp_path):
+    _evaluated(diary, 7.0)
+    bad = {"losses/actor": np.array([[1.0, 1.0], [np.nan, 1.0]]),
+           "actor/entropy": np.array([[1.0, 1.0], [np.inf, np.inf]]),
+           "losses/decoder": np.array([[1.0, 1.0], [1.0, np.nan]])}
+    with pytest.raises(FloatingPointError) as error:
+        diary.chunk(4, bad)
+    assert str(error.value) == "actor/entropy is inf in update 4, before step 10"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == diary.updates == 1
+
+
+def test_a_row_holds_the_mean_over_all_updates_of_its_chunk(diary, tmp_path):
+    diary.chunk(4, {"losses/actor": np.arange(4.0).reshape(2, 2)})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["losses/actor"] == 1.5
+
+
+def test_a_diary_that_recalls_what_it_remembered_goes_on_like_the_one_before(diary, tmp_path):
+    diary.episodes(10, [{"step": 8, "env": 0, "return": 3.0, "length": 3}])
+    _evaluated(diary, 7.0)
+    notes = json.loads(json.dumps(diary.remember()))
+    (tmp_path / "other").mkdir()
+    with Logger(tmp_path / "other", 40) as logger:
+        other = Diary(logger, 40, 5.0, began=time.perf_counter())
+        other.recall(notes)
+        for one in (diary, other):
+            assert not _evaluated(one, 6.0) and one.best_step == 20
+        assert diary.remember() | {"elapsed": 0} == other.remember() | {"elapsed": 0}
+        assert other.remember()["elapsed"] >= notes["elapsed"]

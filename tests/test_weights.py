@@ -112,7 +112,7 @@ def test_the_new_file_is_whole_and_on_the_disk_before_it_takes_the_name(tmp_path
     monkeypatch.setattr(weights.os, "replace", lambda source, target: events.append(
         (source.parent, target, weights.load(source)["a"].tolist())))
     weights.save(path, {"a": np.arange(3)})
-    assert events == ["synced", (tmp_path, path, [0, 1, 2])]
+    assert events == ["synced", (tmp_path, path, [0, 1, 2]), "synced"]  # the file, then its name
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "flipped", "pickle"])

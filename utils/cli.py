@@ -2,15 +2,30 @@
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from utils import config as configuration
+from utils.settings import MAY_CHANGE
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
 
+TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked for: train (`tool` None), anew or from the folder `run`, or a tool."""
+
+    config: Any
+    logdir: str | None
+    run: str | None
+    tool: str | None
+
+
 def parse(argv, schema, description):
-    """The resolved configuration and the folder asked for, from the command line.
+    """The Command in a command line.
 
     `--help` and `--print-config` print and leave with status 0.
 
@@ -21,20 +36,60 @@ def parse(argv, schema, description):
         names = [name for action in parser._actions for name in action.option_strings]
         near = configuration.nearest(unknown[0], names)
         raise configuration.ConfigError(f"{unknown[0]}: unknown flag{near}")
-    path = flags.config or _default_config()
+    task, run = _existing_run(flags)
+    path = flags.config or (Path(run) / "config.yaml" if run else _default_config())
     sets = list(flags.set) + [
-        f"run.{key}={value}"
-        for key, value in (("env", flags.env), ("seed", flags.seed), ("steps", flags.steps))
+        f"run.{key}={value}" for key, value in (
+            ("env", flags.env), ("seed", flags.seed), ("steps", flags.steps),
+            ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes))
         if value is not None
     ]
     config = configuration.load(path, schema, flags.preset, sets)
+    if run:
+        configuration.load(Path(run) / "config.yaml", schema)  # if it is broken, that is said
+        check_unchanged(config, (Path(run) / "config.yaml").read_text(encoding="utf-8"), task, run)
     if flags.help:
         print(parser.format_help() + "\n" + _table(config))
         sys.exit(0)
     if flags.print_config:
         print(configuration.dump(config), end="")
         sys.exit(0)
-    return config, flags.logdir
+    return Command(config, flags.logdir, run, task if task in TOOLS else None)
+
+
+def _existing_run(flags):
+    """(flag, folder) of the run that the flags name, (None, None) for a new one."""
+    named = [(flag, getattr(flags, flag)) for flag in MAY_CHANGE if getattr(flags, flag)]
+    if not named:
+        return None, None
+    task, run = named[0]
+    if len(named) > 1:
+        raise configuration.ConfigError(f"--{named[1][0]}: cannot be used with --{task}")
+    if flags.logdir:
+        raise configuration.ConfigError(f"--logdir: --{task} stays in the folder of the run")
+    if not Path(run).is_dir():
+        near = configuration.nearest(Path(run).name, _runs_beside(run))
+        raise configuration.ConfigError(f"--{task}: {run}: no such folder{near}")
+    if not (Path(run) / "config.yaml").is_file():
+        raise configuration.ConfigError(f"--{task}: {run}: holds no run (no config.yaml)")
+    return task, run
+
+
+def _runs_beside(run):
+    parent = Path(run).parent
+    return sorted(path.parent.name for path in parent.glob("*/config.yaml"))
+
+
+def check_unchanged(config, text, task, run):
+    """Is `config` that of the run, dumped as `text`, but for what may change in this task?
+
+    Raises: ConfigError naming the keys that differ."""
+    allowed = MAY_CHANGE[task]
+    changed = [name for name in configuration.differences(config, text) if name not in allowed]
+    if changed:
+        raise configuration.ConfigError(
+            f"--{task}: {run}: was made with another {', '.join(changed)}; "
+            f"only {', '.join(allowed)} may change")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +113,14 @@ def _parser(description):
                         help="change one number; may be repeated, wins over presets")
     parser.add_argument("--logdir", metavar="DIR",
                         help="folder of the run (default: runs/<env>-<seed>-<time>)")
+    parser.add_argument("--save-replay", metavar="BOOL", choices=("true", "false"),
+                        help="false: small checkpoints, without the replay (run.save_replay)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--eval", metavar="RUN",
+                        help="score the weights of this run over fresh episodes, and leave")
+    parser.add_argument("--episodes", metavar="N",
+                        help="episodes of an evaluation (run.eval_episodes)")
+    parser.add_argument("--watch", metavar="RUN", help="film an episode of this run, and leave")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved configuration and leave")
     parser.add_argument("-h", "--help", action="store_true",
@@ -75,7 +138,7 @@ def _table(config):
     paper = configuration.read(DEFAULT_CONFIG)["presets"]["paper"]
     lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
     for section, key, meaning, value in configuration.rows(config):
-        shown = paper[section].get(key, "-")
+        shown = paper.get(section, {}).get(key, "-")
         lines.append(f"{section + '.' + key:32}{_show(value):>16}{_show(shown):>16}  {meaning}")
     return "\n".join(lines)
 
@@ -83,4 +146,6 @@ def _table(config):
 def _show(value):
     if isinstance(value, (tuple, list)):
         return ",".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -81,6 +81,13 @@ def dump(config):
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
+def differences(config, text):
+    """["section.key", ...] in which a configuration differs from one that was dumped as `text`."""
+    now, then = yaml.safe_load(dump(config)), yaml.safe_load(text)
+    return [f"{section}.{key}" for section, keys in now.items() for key in keys
+            if then.get(section, {}).get(key) != keys[key]]
+
+
 def rows(config):
     """(section, key, meaning, value) of every field, in the order of declaration."""
     for section in dataclasses.fields(config):
@@ -199,8 +206,8 @@ def _value(value, kind, bounds, where):
 
 def _coerce(value, kind):
     """The value as int, float or str; None where it is nothing of the kind."""
-    if kind is str:
-        return value if isinstance(value, str) else None
+    if kind in (str, bool):
+        return value if isinstance(value, kind) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -233,7 +240,7 @@ def _expected(kind, bounds):
     words = {"low": "at least", "above": "more than", "high": "at most", "below": "less than"}
     limits = [f"{word} {bounds[name]}" for name, word in words.items()
               if bounds.get(name) is not None]
-    name = {int: "a whole number", float: "a number", str: "text"}[kind]
+    name = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
     return " ".join([name, " and ".join(limits)]).strip()
 
 

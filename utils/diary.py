@@ -9,6 +9,10 @@ import numpy as np
 from utils.logger import Logger, Progress
 
 RECENT = 20  # training episodes in the mean that is shown
+# The order in which an update computes what is logged, by the beginnings of the names.
+COMPUTED = ("latents/", "losses/decoder", "losses/reward", "losses/continue", "losses/prediction",
+            "losses/dynamics", "losses/representation", "dream/", "losses/critic",
+            "losses/replay_critic", "actor/", "losses/actor", "optimizer/")
 
 
 @dataclass
@@ -39,11 +43,15 @@ class Diary:
         self.logger.episodes(rows)
 
     def chunk(self, updates, metrics):
-        """`updates` updates were made, with these mean metrics; an evaluation may be among them.
+        """`updates` updates were made, with these metrics of each; an evaluation may be among them.
 
-        Returns: whether this was the best evaluation so far, or as good as the best."""
+        Returns: whether this was the best evaluation so far, or as good as the best.
+        Raises: FloatingPointError naming the first quantity that was not finite; nothing is
+        written then."""
+        metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
+        _all_finite(metrics, self.updates, self.steps)
         self.updates += updates
-        values = {name: float(value) for name, value in sorted(metrics.items())}
+        values = {name: float(value.mean()) for name, value in sorted(metrics.items())}
         if self._new:
             values["charts/episodic_return"] = float(np.mean([r["return"] for r in self._new]))
             values["charts/episodic_length"] = float(np.mean([r["length"] for r in self._new]))
@@ -55,6 +63,19 @@ class Diary:
         is_best = evaluated and self._evaluated(values["charts/eval_return"])
         self.logger.show(self._progress(speed))
         return is_best
+
+    def remember(self):
+        """What a resumed run has to know, for `recall`: numbers and lists, as JSON takes them."""
+        return {"steps": self.steps, "updates": self.updates, "score": self.score,
+                "best": self.best, "best_step": self.best_step, "recent": self._recent,
+                "new": self._new, "elapsed": time.perf_counter() - self.began}
+
+    def recall(self, notes):
+        """Go on from what `remember` returned, the time that had passed included."""
+        self.steps, self.updates = notes["steps"], notes["updates"]
+        self.score, self.best, self.best_step = notes["score"], notes["best"], notes["best_step"]
+        self._recent, self._new = notes["recent"], notes["new"]
+        self.began -= notes["elapsed"]
 
     def end(self, metrics):
         """The kept weights, those of the best evaluation, did this over episodes of their own."""
@@ -102,6 +123,22 @@ class Diary:
             float(np.mean(self._recent)) if self._recent else None,
             speed["updates_per_second"], speed["SPS"], speed["elapsed"],
             left / speed["SPS"] if speed["SPS"] else None)
+
+
+def _all_finite(metrics, updates, step):
+    """FloatingPointError for the first update in which a metric was not finite, and the metric."""
+    bad = {name: np.flatnonzero(~np.isfinite(value)) for name, value in metrics.items()}
+    bad = {name: int(places[0]) for name, places in bad.items() if len(places)}
+    if bad:
+        name = min(bad, key=lambda name: (bad[name], _rank(name)))
+        value = metrics[name].reshape(-1)[bad[name]]
+        raise FloatingPointError(f"{name} is {value} in update {updates + bad[name] + 1:,}, "
+                                 f"before step {step:,}")
+
+
+def _rank(name):
+    """Where in an update a quantity is computed: what is wrong first makes the rest wrong."""
+    return next((place for place, start in enumerate(COMPUTED) if name.startswith(start)), 0)
 
 
 def evaluation(returns, lengths, name="eval"):

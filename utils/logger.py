@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 METRICS, SCORES = "metrics.jsonl", "scores.jsonl"
-FILES = (METRICS, SCORES, "config.yaml", "weights.npz", "learning_curve.png")  # of a run
+FILES = (METRICS, SCORES, "config.yaml", "weights.npz", "learning_curve.png", "checkpoints")
 PLAIN_PERIOD = 5.0  # seconds between plain lines while no evaluation comes
 PANEL_WIDTH = 66  # columns
 
@@ -78,7 +78,7 @@ class Logger:
     On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes."""
 
     def __init__(self, folder, total_steps, console=None):
-        self.folder = Path(folder)
+        self.folder, self.sinks = Path(folder), []  # whoever else gets the metrics: utils/sinks.py
         self._console = console or Console(force_terminal=_is_terminal())
         self._latest = Progress(0, total_steps, 0)
         self._printed = None  # the Progress of the last plain line
@@ -93,20 +93,51 @@ class Logger:
         return self
 
     def __exit__(self, *_):
-        self._metrics.close()
-        self._scores.close()
-        if self._live:
-            self._live.stop()
-        elif self._latest.steps and self._latest != self._printed:
+        self.close()
+
+    def close(self):
+        """Close the files and leave the terminal as it was; a second time does nothing."""
+        if self._metrics.closed:
+            return
+        for file in (self._metrics, self._scores, *self.sinks):
+            file.close()
+        self.release()
+        if not self._live and self._latest.steps and self._latest != self._printed:
             self._print_line()
 
+    def release(self):
+        """Give the terminal back, with its cursor."""
+        if self._live:
+            self._live.stop()
+
+    def sizes(self):
+        """Bytes of the logs, which are on the disk afterwards: what `cut` takes."""
+        for path in (self.folder / METRICS, self.folder / SCORES):
+            with open(path, "ab") as file:
+                os.fsync(file.fileno())
+        return {name: (self.folder / name).stat().st_size for name in (METRICS, SCORES)}
+
+    def cut(self, sizes):
+        """Shorten the logs to these sizes: without rows that a resumed run writes again.
+
+        Raises: ValueError for a log that is shorter already, and then none is touched."""
+        for name, size in sizes.items():
+            path = self.folder / name
+            found = path.stat().st_size if path.exists() else 0
+            if found < size:
+                raise ValueError(f"{path}: has {found} bytes, expected at least {size}")
+        for name, size in sizes.items():
+            os.truncate(self.folder / name, size)
+
     def metrics(self, step, values):
-        """Append one row to metrics.jsonl: the step and the values given, to six digits.
+        """Append one row to metrics.jsonl, to six digits, and give it to the sinks.
 
         Raises: ValueError for a value that is nan or infinite, or named "step"."""
         if "step" in values:
             raise ValueError("a metric cannot be named 'step': each row has one already")
         _write(self._metrics, [{"step": step} | values])
+        for sink in self.sinks:
+            sink.metrics(step, values)
 
     def episodes(self, rows):
         """Append finished episodes to scores.jsonl, each a dict of step, env, return, length.

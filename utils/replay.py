@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Replay(NamedTuple):
@@ -70,3 +71,24 @@ def refresh(replay, index, columns):
         for name, new in columns.items()
     }
     return replay._replace(rows=replay.rows._replace(**stored))
+
+
+def restore(empty, rows, written):
+    """A buffer like `empty`, a Replay, that holds the last rows of `written`, and zeros elsewhere.
+
+    Shapes: rows maps a field's name to [E, n, ...], oldest first, n = min(written, C).
+    Raises: ValueError naming the first column that is missing, too many or of another shape."""
+    size, columns = ring_size(empty), empty.rows._asdict()
+    living = min(written, size)
+    if rows.keys() != columns.keys():
+        raise ValueError(f"the replay has columns {sorted(rows)}, expected {sorted(columns)}")
+    places, restored = np.arange(written - living, written) % size, {}
+    for name, column in columns.items():
+        shape = (column.shape[0], living, *column.shape[2:])
+        if rows[name].shape != shape or rows[name].dtype != column.dtype:
+            raise ValueError(
+                f"the replay's {name!r} is {rows[name].dtype}{list(rows[name].shape)}, "
+                f"expected {column.dtype}{list(shape)}")
+        restored[name] = np.zeros(column.shape, column.dtype)
+        restored[name][:, places] = rows[name]
+    return Replay(jax.tree.map(jnp.array, type(empty.rows)(**restored)), jnp.int32(written))

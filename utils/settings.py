@@ -3,10 +3,18 @@
 The numbers are in dreamer.yaml and nowhere else; a test holds its comments against these meanings.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
 from utils.config import setting
+
+# What may be other than it was when a run goes on, is scored or is filmed: by the flag that asks.
+MAY_CHANGE = {
+    "resume": ("run.steps", "run.save_every", "run.save_replay", "log.tensorboard", "log.wandb"),
+    "eval": ("run.seed", "run.eval_episodes", "run.eval_limit"),
+    "watch": ("run.seed", "run.eval_limit"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class Run:
     eval_every: int = setting("environment steps between evaluations", low=1)
     eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
     eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
+    save_every: int = setting("environment steps between checkpoints", low=1)
+    save_replay: bool = setting("whether a checkpoint holds the replay: large, but resumes exactly")
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,14 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Log:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = setting("whether to write event files too (needs tensorboardX)")
+    wandb: str = setting("project at Weights & Biases, empty for none (needs wandb)")
+
+
+@dataclass(frozen=True)
 class Config:
     """Every number that the program uses, one field per section of the YAML file."""
 
@@ -122,6 +140,7 @@ class Config:
     replay: Replay
     learning: Learning
     optimizer: Optimizer
+    log: Log
 
     def __post_init__(self):
         """Checks that take two numbers to make; the rest is checked field by field."""
@@ -164,3 +183,10 @@ def updates_per_steps(config):
     ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
     times = 2 if ratio == 1 else 1
     return ratio.numerator * times, ratio.denominator * times
+
+
+def rounds_per_chunk(config):
+    """Rounds of (U, k) in one compiled chunk: all chunks have one size, so that one is compiled."""
+    steps, (_, k) = config.run.steps - config.run.prefill, updates_per_steps(config)
+    chunks = max(1, math.ceil(steps / config.run.chunk))
+    return max(1, math.ceil(steps / (chunks * k * config.run.envs)))

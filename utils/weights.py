@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,19 +14,41 @@ def save(path, arrays):
     """Write {name: array} to `path`, which holds the old file or the new one, never a part of it.
 
     Raises: ValueError for an array of Python objects; OSError where `path` cannot be written."""
+    _replace(path, partial(_write, arrays))
+
+
+def replace(path, data):
+    """Write bytes to `path`, likewise: the old file or the new one, never a part of it.
+
+    Raises: OSError where `path` cannot be written."""
+    _replace(path, lambda file: file.write(data))
+
+
+def _replace(path, write):
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")  # same folder, so that the rename is atomic
     try:
         with open(temporary, "wb") as file:
-            _write(file, arrays)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(file, arrays):
+def _sync_folder(folder):
+    """The rename itself survives a power cut; Windows can open no folder and needs none of it."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write(arrays, file):
     # not np.savez: it takes the names as its own arguments, and so none may be called "file"
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
@@ -58,7 +81,7 @@ def flatten(tree):
         name = _name(path)
         if name in arrays:
             raise ValueError(f"two arrays of the tree are named {name!r}")
-        arrays[name] = np.asarray(leaf)
+        arrays[name] = np.asarray(_plain(leaf))
     return arrays
 
 
@@ -72,13 +95,26 @@ def unflatten(tree_like, arrays):
     for name, leaf in wanted.items():
         if name not in arrays:
             raise ValueError(f"the array {name!r} is missing")
-        expected, found = _describe(leaf), _describe(arrays[name])
+        expected, found = _describe(jax.eval_shape(_plain, leaf)), _describe(arrays[name])
         if expected != found:
             raise ValueError(f"the array {name!r} is {found}, expected {expected}")
     for name in arrays:
         if name not in wanted:
             raise ValueError(f"the array {name!r} is not part of the model")
-    return jax.tree.unflatten(structure, [jnp.array(arrays[name]) for name in wanted])
+    return jax.tree.unflatten(structure, [_like(leaf, arrays[n]) for n, leaf in wanted.items()])
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf):
+    """A random key as the numbers it is made of; anything else as it is."""
+    return jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
+
+
+def _like(leaf, array):
+    return jax.random.wrap_key_data(jnp.array(array)) if _is_key(leaf) else jnp.array(array)
 
 
 def _name(path):

@@ -1,0 +1,186 @@
+"""Checkpoints: what is saved comes back to the bit, and what is damaged is noticed."""
+
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from utils import replay, weights
+from utils.checkpoint import Checkpoints
+
+RINGS, SIZE = 2, 8  # environments, rows of each
+
+
+class Row(NamedTuple):
+    """Columns that stay, and the two that training refreshes."""
+
+    x: jax.Array
+    h: jax.Array
+    z: jax.Array
+
+
+def _empty():
+    row = Row(jnp.zeros(3), jnp.zeros(2), jnp.zeros((), jnp.uint8))
+    return replay.create(row, RINGS, RINGS * SIZE)
+
+
+def _written(buffer, rows):
+    """The buffer after `rows` more rows, each unlike all others, and new latents everywhere."""
+    for _ in range(rows):
+        t = float(buffer.written)
+        x, h, z = t + jnp.arange(6.0).reshape(2, 3), t + jnp.ones((2, 2)), jnp.full(2, int(t))
+        buffer = replay.write(buffer, Row(x, h, z.astype(jnp.uint8)))
+    bump = 0.5 * buffer.rows.x.any(-1, keepdims=True)  # as training does, on written rows only
+    return buffer._replace(rows=buffer.rows._replace(h=buffer.rows.h + bump))
+
+
+def _save(checkpoints, step, buffer=None, arrays=None):
+    record = {"step": step, "note": f"of {step}"}
+    checkpoints.save(record, arrays or {"w": np.float32(step)}, jax.device_get(buffer))
+
+
+def _no_warning(line):
+    raise AssertionError(line)
+
+
+def _same(one, other):
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """The checkpoints of an empty run folder."""
+    return Checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("saves", [[3], [3, 2], [3, 5, 4], [9, 1, 30, 2], [8, 8, 8]])
+def test_a_replay_comes_back_as_it_was_however_often_it_was_saved_and_went_round(
+        checkpoints, saves):
+    buffer = _empty()
+    for number, rows in enumerate(saves):
+        buffer = _written(buffer, rows)
+        _save(checkpoints, number, buffer)
+    saved = checkpoints.load(_no_warning)
+    assert _same(replay.restore(_empty(), saved.rows, saved.record["written"]), buffer)
+
+
+def test_rows_are_written_once_and_deleted_when_no_checkpoint_needs_them(checkpoints):
+    buffer, seen = _empty(), {}
+    for number in range(8):
+        buffer = _written(buffer, 3)
+        _save(checkpoints, number, buffer)
+        for path in checkpoints.folder.glob("rows-*"):
+            assert seen.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+    assert sorted(path.name for path in checkpoints.folder.glob("*.json")) == [
+        "0000000006.json", "0000000007.json"]
+    assert sorted(path.name for path in checkpoints.folder.glob("rows-*"))[0] == (
+        "rows-0000000012-0000000015.npz")  # the checkpoint before the last still needs row 13
+    assert len(seen) == 8
+
+
+def test_a_checkpoint_without_its_replay_says_so(checkpoints):
+    _save(checkpoints, 5)
+    saved = checkpoints.load(_no_warning)
+    assert saved.rows is None and saved.arrays["w"] == 5 and saved.record["note"] == "of 5"
+
+
+def test_the_state_of_random_streams_comes_back(checkpoints):
+    tree = {"key": jax.random.key(7), "keys": jax.random.split(jax.random.key(1), 3)}
+    _save(checkpoints, 1, arrays=weights.flatten(tree))
+    like = jax.eval_shape(lambda: tree)
+    back = weights.unflatten(like, checkpoints.load(_no_warning).arrays)
+    assert jax.random.uniform(back["key"]) == jax.random.uniform(jax.random.key(7))
+    assert back["keys"].dtype == tree["keys"].dtype and back["keys"].shape == (3,)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _alter_one_byte(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _alter_one_byte, lambda path: path.unlink()])
+@pytest.mark.parametrize("name", ["0000000002.npz", "rows-0000000003-0000000006.npz"])
+def test_a_damaged_file_is_noticed_and_the_checkpoint_before_it_is_used(checkpoints, name, harm):
+    buffer = _written(_empty(), 3)
+    _save(checkpoints, 1, buffer)
+    before = buffer
+    _save(checkpoints, 2, _written(buffer, 3))
+    harm(checkpoints.folder / name)
+    lines = []
+    saved = checkpoints.load(lines.append)
+    assert saved.record["step"] == 1 and name in lines[0] and len(lines) == 1
+    assert _same(replay.restore(_empty(), saved.rows, saved.record["written"]), before)
+
+
+@pytest.mark.parametrize("harm", [_truncate, _alter_one_byte])
+def test_a_damaged_record_is_noticed(checkpoints, harm):
+    _save(checkpoints, 1)
+    _save(checkpoints, 2)
+    harm(checkpoints.folder / "0000000002.json")
+    lines = []
+    assert checkpoints.load(lines.append).record["step"] == 1
+    assert "0000000002.json: is damaged" in lines[0]
+
+
+def test_a_record_whose_numbers_were_changed_by_hand_is_noticed(checkpoints):
+    _save(checkpoints, 1)
+    path = checkpoints.folder / "0000000001.json"
+    path.write_text(path.read_text().replace("of 1", "of 2"))
+    with pytest.raises(ValueError, match="holds no checkpoint that is whole"):
+        checkpoints.load(lambda line: None)
+
+
+def test_where_no_checkpoint_is_that_is_said(checkpoints):
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+        checkpoints.load(_no_warning)
+    assert checkpoints.last_step() is None
+
+
+def test_a_later_checkpoint_that_was_given_up_disappears(checkpoints):
+    for step in (1, 2, 3):
+        _save(checkpoints, step)
+    checkpoints.forget_after(2)
+    assert checkpoints.last_step() == 2
+    assert checkpoints.load(_no_warning).record["step"] == 2
+
+
+class FullDisk:
+    """Stands in for the functions that write a file: the n-th call finds no space."""
+
+    def __init__(self, fails_at):
+        self.left = fails_at
+
+    def __call__(self, path, data):
+        """Write nothing, or fail."""
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2])  # rows, arrays, record
+def test_a_save_that_fails_leaves_the_older_checkpoint_whole(checkpoints, monkeypatch, fails_at):
+    _save(checkpoints, 1, _written(_empty(), 3))
+    disk = FullDisk(fails_at)
+    monkeypatch.setattr(weights, "save", disk)
+    monkeypatch.setattr(weights, "replace", disk)
+    with pytest.raises(OSError):
+        _save(checkpoints, 2, _written(_empty(), 6))
+    assert checkpoints.load(_no_warning).record["step"] == 1
+
+
+def test_what_is_saved_is_arrays_and_json_without_pickle(checkpoints):
+    _save(checkpoints, 1, _written(_empty(), 3))
+    for path in checkpoints.folder.iterdir():
+        assert path.suffix in (".json", ".npz")
+    json.loads((checkpoints.folder / "0000000001.json").read_text())
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        _save(checkpoints, 2, arrays={"w": np.array([object()])})

@@ -1,0 +1,283 @@
+"""Runs that are stopped, killed and resumed, as a user meets it: processes in a folder."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dreamer
+from utils.checkpoint import Checkpoints
+from utils.replay import Replay
+
+ROOT = Path(__file__).parent.parent
+# Small chunks, each evaluated and saved, so that a random moment often lies within a save.
+FLAGS = ["--preset", "debug", "--seed", "5", "--steps", "1600", "--set", "run.chunk=64",
+         "--set", "run.eval_every=64", "--set", "run.save_every=64"]
+LAST_WEIGHTS = "agent/params/"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the first process leaves what it compiled for all others."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def _start(cache, *flags, cwd=ROOT):
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return subprocess.Popen(
+        [sys.executable, ROOT / "dreamer.py", *map(str, flags)], cwd=cwd, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    status, _, err = _finish(_start(cache, *FLAGS, "--logdir", run))
+    assert status == 0, err
+    return run
+
+
+def _last_step(run):
+    return Checkpoints(run).last_step() or 0
+
+
+def _wait_for_step(process, run, step):
+    """Until a checkpoint of this step stands."""
+    while process.poll() is None and _last_step(run) < step:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+
+
+def _rows(path):
+    """The rows of a log, without what a clock measured."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items()
+             if not name.startswith("time/")} for line in lines]
+
+
+def _assert_same_run(run, other):
+    for log in ("metrics.jsonl", "scores.jsonl"):
+        assert _rows(run / log) == _rows(other / log)
+    last, same = (Checkpoints(folder).load(pytest.fail) for folder in (run, other))
+    assert last.record["step"] == same.record["step"] and last.arrays.keys() == same.arrays.keys()
+    for arrays, others in ((last.arrays, same.arrays), (last.rows, same.rows)):
+        for name, array in arrays.items():
+            assert np.array_equal(array, others[name]), name
+    assert any(name.startswith(LAST_WEIGHTS) for name in last.arrays)
+    with np.load(run / "weights.npz") as kept, np.load(other / "weights.npz") as kept_too:
+        assert all(np.array_equal(kept[name], kept_too[name]) for name in kept)
+
+
+def test_a_run_that_was_killed_at_ten_random_moments_ends_as_if_nothing_had_happened(
+        whole, cache, tmp_path):
+    run, moments, kills = tmp_path / "run", random.Random(0), 0
+    process = _start(cache, *FLAGS, "--logdir", run)
+    while kills < 10:
+        _wait_for_step(process, run, _last_step(run) + 1)
+        time.sleep(moments.uniform(0.0, 0.25))
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL  # not one that had just ended
+        process.communicate()
+        process = _start(cache, "--resume", run)
+    status, out, err = _finish(process)
+    assert status == 0, err
+    assert f"resuming     {run} from step" in out
+    _assert_same_run(whole, run)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, cache):
+    """What a run said that SIGTERM stopped in the middle, and its folder."""
+    run = tmp_path_factory.mktemp("stopped") / "run with space"
+    process = _start(cache, *FLAGS, "--logdir", run)
+    _wait_for_step(process, run, 400)
+    process.send_signal(signal.SIGTERM)
+    return _finish(process), run
+
+
+def _copy(run, folder):
+    shutil.copytree(run, folder / "run")
+    return folder / "run"
+
+
+def test_sigterm_ends_the_chunk_saves_and_says_how_to_go_on(stopped):
+    (status, out, err), run = stopped
+    assert status == 143 and not err
+    assert "stopping" in out and not (run / "learning_curve.png").exists()
+    command = re.search(r"saved +step [\d,]+; to go on: (.*)", out).group(1)
+    assert command == f"python dreamer.py --resume '{run}'"
+    assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
+
+
+def test_ctrl_c_does_the_same_and_the_run_goes_on_as_if_nothing_had_happened(
+        whole, cache, tmp_path):
+    run = tmp_path / "run"
+    process = _start(cache, *FLAGS, "--logdir", run)
+    _wait_for_step(process, run, 1)
+    process.send_signal(signal.SIGINT)
+    status, out, err = _finish(process)
+    assert status == 130 and not err and "to go on: python dreamer.py --resume" in out
+    status, _, err = _finish(_start(cache, "--resume", run))
+    assert status == 0, err
+    _assert_same_run(whole, run)
+
+
+def test_a_second_ctrl_c_leaves_at_once(cache, tmp_path):
+    flags = ["--set", "run.chunk=100000", "--steps", "1000000", "--preset", "debug"]  # one endless
+    process = _start(cache, *flags, "--logdir", tmp_path / "run")
+    assert any(line.startswith("compiling") for line in process.stdout)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    assert any(line.startswith("stopping") for line in process.stdout)
+    began = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert process.returncode == 130 and time.perf_counter() - began < 1.0
+    process.communicate()
+
+
+def test_two_processes_cannot_run_in_one_folder(stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    process = _start(cache, "--resume", run)
+    assert any(line.startswith("device") for line in process.stdout)  # it has taken the folder
+    status, _, err = _finish(_start(cache, "--resume", run))
+    process.kill()
+    process.communicate()
+    assert status == 2 and err == f"dreamer.py: {run}: another process is running there\n"
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, cache, tmp_path):
+    run = _copy(whole, tmp_path)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    status, _, err = _finish(_start(cache, "--resume", run))
+    assert status == 2 and err.count("\n") == 1 and "a larger --steps goes on" in err
+    assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    status, _, err = _finish(_start(cache, "--resume", run, "--steps", "1800"))
+    assert status == 0, err
+    rows, old = _rows(run / "metrics.jsonl"), _rows(whole / "metrics.jsonl")
+    assert rows[:len(old) - 1] == old[:-1] and rows[-1]["step"] >= 1800
+    assert "steps: 1800" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--env", "Pendulum-v1"], "run.env"),
+    (["--seed", "6", "--set", "learning.horizon=50"], "run.seed, learning.horizon"),
+])
+def test_what_may_not_change_is_named_and_nothing_is_touched(flags, named, whole, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+    assert dreamer.main(["--resume", str(whole), *flags]) == 2
+    err = capsys.readouterr().err
+    assert f"was made with another {named}; only run.steps" in err and err.count("\n") == 1
+    assert before == {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
+
+
+def test_a_run_whose_configuration_was_changed_by_hand_is_not_resumed(stopped, tmp_path, capsys):
+    run = _copy(stopped[1], tmp_path)
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace("horizon: 333", "horizon: 50"), encoding="utf-8")
+    assert dreamer.main(["--resume", str(run)]) == 2
+    assert "was made with another learning.horizon" in capsys.readouterr().err
+
+
+def test_arrays_of_another_shape_are_named(stopped, tmp_path, capsys):
+    run = _copy(stopped[1], tmp_path)
+    saved = Checkpoints(run).load(pytest.fail)
+    arrays = saved.arrays | {"agent/params/actor/out/bias": np.zeros(3, np.float32)}
+    Checkpoints(run).save(saved.record, arrays)
+    assert dreamer.main(["--resume", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "the array 'agent/params/actor/out/bias' is float32[3], expected float32[2]" in err
+
+
+@pytest.mark.parametrize("name, said", [
+    ("run-2", "no such folder; did you mean 'run-1'?"),
+    ("empty", "holds no run (no config.yaml)"),
+    ("run-1", "is empty, expected a mapping of sections"),
+])
+def test_a_folder_without_a_run_gets_one_line(name, said, tmp_path, capsys):
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "config.yaml").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert dreamer.main(["--resume", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_a_run_saved_without_its_replay_fills_an_empty_one_first(cache, tmp_path):
+    run = tmp_path / "run"
+    process = _start(cache, *FLAGS, "--save-replay", "false", "--logdir", run)
+    _wait_for_step(process, run, 1)
+    process.send_signal(signal.SIGTERM)
+    assert _finish(process)[0] == 143
+    stopped = _last_step(run)
+    assert not list((run / "checkpoints").glob("rows-*"))
+    status, out, err = _finish(_start(cache, "--resume", run))
+    assert status == 0, err
+    assert "replay       was not saved: it starts empty" in out
+    steps = [row["step"] for row in _rows(run / "metrics.jsonl")]
+    assert stopped + 96 + 64 in steps  # the prefill of the debug preset, then a chunk
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_anew(
+        whole, stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    path = run / "checkpoints" / f"{_last_step(run):010}.npz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    for log in ("metrics.jsonl", "scores.jsonl"):
+        with open(run / log, "a", encoding="utf-8") as file:
+            file.write('{"step": 99999, "los')
+    status, _, err = _finish(_start(cache, "--resume", run))
+    assert status == 0, err
+    assert f"{path}: is damaged (its SHA-256 differs); the checkpoint before it is tried" in err
+    _assert_same_run(whole, run)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
+        stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    before = _last_step(run)
+    process = _start(cache, "--resume", run)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # bytes of any file
+    status, out, err = _finish(process)
+    first, second = err.splitlines()
+    assert (status, first) == (1, f"dreamer.py: {run}: cannot be written (file too large)")
+    assert second.startswith(f"saved        step {before:,}; to go on: python dreamer.py --resume")
+    assert Checkpoints(run).load(pytest.fail).record["step"] == before
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    saved, checkpoints = Checkpoints(run).load(pytest.fail), Checkpoints(run)
+    step, written = saved.record["step"], saved.record["written"]
+    rows = saved.rows | {"x": np.full_like(saved.rows["x"], np.nan)}
+    shutil.rmtree(checkpoints.folder)
+    checkpoints.save(saved.record, saved.arrays, Replay(dreamer.Row(**rows), np.int32(written)))
+    status, _, err = _finish(_start(cache, "--resume", run))
+    first, second = err.splitlines()
+    update = saved.record["diary"]["updates"] + 1
+    assert status == 1 and first == (
+        f"dreamer.py: latents/posterior_entropy is nan in update {update:,}, "
+        f"before step {step + 64:,}")
+    assert second.startswith(f"saved        step {step:,}; to go on")
+    assert checkpoints.last_step() == step == _rows(run / "metrics.jsonl")[-1]["step"]

@@ -1,0 +1,81 @@
+"""A trained agent, loaded from the folder of its run, to act with.
+
+    from utils.agent import Agent
+    agent = Agent("runs/CartPole-v1-0-20261121-165018")
+    memory = agent.start()
+    action, memory = agent.act(observation, memory)  # at each step of one episode
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import dreamer
+import gymnax_wrappers
+from utils import config as configuration
+from utils import weights
+from utils.settings import Config
+
+
+class Memory(NamedTuple):
+    """What an agent carries from one step of an episode to the next, for N episodes at once."""
+
+    latent: dreamer.Latent  # s_{t-1}
+    a: jax.Array  # a_{t-1} [N, A]
+    is_first: jax.Array  # [N] no step was made yet
+    key: jax.Array
+
+
+class Agent:
+    """The weights of a run's best evaluation, its environment and its configuration.
+
+    Raises: ValueError, one line, for a folder that holds no run, no weights, or other weights."""
+
+    def __init__(self, run):
+        run = Path(run)
+        if not (run / "config.yaml").is_file():
+            raise ValueError(f"{run}: holds no run (no config.yaml)")
+        self.config = configuration.load(run / "config.yaml", Config)
+        self.env = gymnax_wrappers.make(self.config.run.env, self.config.run.observation)
+        self.program, shapes = dreamer.build(self.config, self.env)
+        path = run / "weights.npz"
+        if not path.is_file():
+            raise ValueError(f"{path}: is not there yet, a first evaluation has to come before")
+        try:
+            self.params = weights.unflatten(shapes, weights.load(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def start(self, batch=None, seed=0):
+        """The Memory with which an episode begins, or `batch` of them side by side."""
+        player = jax.eval_shape(
+            partial(dreamer.start_playing, self.program, batch or 1), jax.random.key(seed))
+        latent, a = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (player.latent, player.a))
+        return Memory(latent, a, jnp.ones(batch or 1, bool), jax.random.key(seed))
+
+    def act(self, observation, memory):
+        """One step: the environment's own observation -> its action, as a numpy array, and Memory
+
+        Actions are sampled, as in training. Shapes: those of the environment; with a batch, both
+        have an axis [N] in front."""
+        alone = np.ndim(observation) == len(self.env.raw_shape)
+        observation = jnp.asarray(observation)
+        x = observation[None] if alone else observation
+        actions, memory = _act(self.program, self.params, x, memory)
+        return np.asarray(actions[0] if alone else actions), memory
+
+
+@partial(jax.jit, static_argnums=0)
+def _act(program, params, x, memory):
+    networks, env = nnx.merge(program.networks, params), program.env
+    key, act_key = jax.random.split(memory.key)
+    no = jnp.zeros_like(memory.is_first)
+    now = gymnax_wrappers.Step(
+        jax.vmap(env.observation)(x), jnp.zeros(len(x)), memory.is_first, no, no)
+    latent, a = dreamer.act(networks, now, memory.latent, memory.a, act_key)
+    return jax.vmap(env.action)(a), Memory(latent, a, no, key)
