@@ -65,7 +65,7 @@ from jaxmodels_nnx import (
     MLP, BlockGRU, Categorical, Head, Linear, bounded_normal, make_decoder, make_encoder)
 from utils import cli, optim
 from utils import replay as replay_buffer
-from utils.diary import evaluation
+from utils.parallel import side_by_side
 from utils.session import Session
 from utils.settings import Config, rounds_per_chunk, updates_per_steps
 
@@ -742,36 +742,41 @@ def init(program, key):
     return Loop(agent, replay, player, loop_key)
 
 
+ONE = (init, fill, train_chunk, evaluate)  # what `train` calls, for one agent or for several
+SEVERAL = (side_by_side(init, (None, 0)), side_by_side(fill, (None, 0, None), 1),
+           side_by_side(train_chunk, (None, 0, None), 1), side_by_side(evaluate, (None, 0, 0)))
+
+
 def train(program, session):
     """The host's loop over compiled chunks: play, learn, evaluate, save"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)
+    begin, prefill, learn_on, score = SEVERAL if session.several else ONE
     rounds = rounds_per_chunk(program.config)
-    init_key, eval_key = jax.random.split(jax.random.key(run.seed))
+    init_key = session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
-        shapes = init.eval_shape(program, init_key)
-        chunk = pool.submit(lambda: train_chunk.lower(program, shapes, rounds).compile())
-        loop, best = session.restore(init(program, init_key))
-        if not loop.replay.written:  # a new run, or one that was saved without its replay
-            loop, finished = fill(program, loop, run.prefill // run.envs)
+        shapes = begin.eval_shape(program, init_key)
+        chunk = pool.submit(lambda: learn_on.lower(program, shapes, rounds).compile())
+        loop = session.restore(begin(program, init_key))
+        if not loop.replay.written.any():  # a new run, or one that was saved without its replay
+            loop, finished = prefill(program, loop, run.prefill // run.envs)
             session.episodes(run.prefill // run.envs * run.envs, finished)
-    chunk, going_on = chunk.result(), session.steps < run.steps
+    chunk, going_on = chunk.result(), session.unfinished
     ahead = chunk(loop) if going_on else None
     while going_on:
-        (loop, finished, metrics), steps = ahead, session.steps + rounds * k * run.envs
+        (loop, finished, metrics), steps = jax.block_until_ready(ahead), rounds * k * run.envs
         evaluates, saves, going_on = session.due(steps)
         params = jax.device_get(loop.agent.params) if evaluates else None
         saved = jax.device_get(loop) if saves else None
         if going_on:
             ahead = chunk(loop)  # runs while the host evaluates and writes
-        if evaluates:
-            metrics |= evaluation(*evaluate(program, params, jax.random.fold_in(eval_key, steps)))
-        session.episodes(steps - session.steps, finished)
-        if session.chunk(rounds * updates, metrics):  # the best evaluation so far
-            best = params
+        key = session.eval_key(session.steps + steps)
+        found = score(program, params, key) if evaluates else None
+        session.chunk(steps, rounds * updates, finished, metrics, params, found)
         if saves:
-            session.save(saved, best)
-    over = session.steps >= run.steps  # or stopped
-    session.end(best, over and evaluation(*evaluate(program, best, eval_key), name="score"))
+            session.save(saved)
+    if session.unfinished:
+        return session.stopped()
+    session.end(score(program, session.best(), session.eval_key()))
 
 
 def main(argv=None, began=None):
@@ -783,9 +788,8 @@ def main(argv=None, began=None):
         env = gymnax_wrappers.make(command.config.run.env, command.config.run.observation)
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)
-    except ValueError as error:
-        print(f"dreamer.py: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return cli.complain(error)
     with session:
         train(program, session)
     return session.status

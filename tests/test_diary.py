@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from utils.diary import Diary, evaluation
+from utils.display import Display, Progress
 from utils.logger import Logger
 
 
 @pytest.fixture
 def diary(tmp_path):
     """A diary of 40 steps, solved at 5, that writes to a folder."""
-    with Logger(tmp_path, 40) as logger:
-        yield Diary(logger, 40, 5.0, began=0.0)
+    with Logger(tmp_path) as logger, Display("run", Progress(0, 40, 0)) as display:
+        yield Diary(logger, display, 40, 5.0, began=0.0)
 
 
 def _evaluated(diary, value):
@@ -61,9 +62,13 @@ def test_the_first_quantity_that_is_not_finite_is_named_with_its_update_and_noth
            "actor/entropy": np.array([[1.0, 1.0], [np.inf, np.inf]]),
            "losses/decoder": np.array([[1.0, 1.0], [1.0, np.nan]])}
     with pytest.raises(FloatingPointError) as error:
-        diary.chunk(4, bad)
-    assert str(error.value) == "actor/entropy is inf in update 4, before step 10"
+        diary.check(10, bad)
+    assert str(error.value) == "actor/entropy is inf in update 4, before step 20"
+    diary.check(10, {"losses/actor": np.ones((2, 2))})
+    with pytest.raises(FloatingPointError, match="return of an episode is not finite, before ste"):
+        diary.episodes(10, [{"step": 8, "env": 0, "return": np.nan, "length": 3}])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == diary.updates == 1
+    assert (tmp_path / "scores.jsonl").read_text() == ""
 
 
 def test_a_row_holds_the_mean_over_all_updates_of_its_chunk(diary, tmp_path):
@@ -76,8 +81,8 @@ def test_a_diary_that_recalls_what_it_remembered_goes_on_like_the_one_before(dia
     _evaluated(diary, 7.0)
     notes = json.loads(json.dumps(diary.remember()))
     (tmp_path / "other").mkdir()
-    with Logger(tmp_path / "other", 40) as logger:
-        other = Diary(logger, 40, 5.0, began=time.perf_counter())
+    with Logger(tmp_path / "other") as logger:
+        other = Diary(logger, diary.display, 40, 5.0, began=time.perf_counter())
         other.recall(notes)
         for one in (diary, other):
             assert not _evaluated(one, 6.0) and one.best_step == 20

@@ -38,9 +38,21 @@ def test_the_running_mean_is_over_the_last_values_and_never_over_later_ones():
 
 
 def test_the_mean_of_seeds_covers_only_the_steps_that_all_seeds_have():
-    steps, mean = plots.mean_curve([(0, [0, 10, 20], [0.0, 10.0, 20.0]), (1, [5, 15], [1.0, 3.0])])
+    curves = [(0, [0, 10, 20], [0.0, 10.0, 20.0]), (1, [5, 15], [1.0, 3.0])]
+    steps, mean, _ = plots.mean_curve(curves)
     np.testing.assert_array_equal(steps, [5, 10, 15])
     np.testing.assert_allclose(mean, [3.0, 6.0, 9.0])
+
+
+@pytest.mark.parametrize("values, half", [
+    ([7.0], 0.0),
+    ([1.0, 3.0], 12.706),  # Student's t of one degree of freedom × √2 / √2
+    ([1.0, 2.0, 3.0, 4.0, 5.0], 2.776 * (2.5 / 5) ** 0.5),
+    ([0.0, 2.0] * 50, 1.96 * (100 / 99) ** 0.5 / 10),
+])
+def test_the_interval_of_the_mean_of_seeds_is_students(values, half):
+    curves = [(seed, [0, 1], [value, value]) for seed, value in enumerate(values)]
+    np.testing.assert_allclose(plots.mean_curve(curves)[2], half, rtol=1e-6)
 
 
 def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
@@ -92,8 +104,8 @@ def test_ten_seeds_look_different_from_each_other_and_their_mean_stands_out(tmp_
     assert len({(line.get_color(), line.get_linestyle()) for line in seeds}) == 10
     np.testing.assert_allclose(lines["mean of 10"].get_ydata(), STEPS + 4.5)
     assert lines["mean of 10"].get_linewidth() > 2 * seeds[0].get_linewidth()
-    legend = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert legend == list(lines) and "solved: 50" in legend
+    legend = {text.get_text() for text in figures[0].axes[0].get_legend().get_texts()}
+    assert legend == {*lines, "95% interval"} and "solved: 50" in legend
     assert _is_png(tmp_path / "seeds.png")
 
 

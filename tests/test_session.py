@@ -129,17 +129,59 @@ def test_sigterm_ends_the_chunk_saves_and_says_how_to_go_on(stopped):
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
-def test_ctrl_c_does_the_same_and_the_run_goes_on_as_if_nothing_had_happened(
-        whole, cache, tmp_path):
-    run = tmp_path / "run"
-    process = _start(cache, *FLAGS, "--logdir", run)
-    _wait_for_step(process, run, 1)
+def test_ctrl_c_does_the_same(stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    process = _start(cache, "--resume", run)
+    _wait_for_step(process, run, _last_step(run) + 1)
     process.send_signal(signal.SIGINT)
     status, out, err = _finish(process)
     assert status == 130 and not err and "to go on: python dreamer.py --resume" in out
+    assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
+
+
+def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    process = _start(cache, "--resume", run)
+    process.stdout.close()  # as when Ctrl-C has ended the `| tee` before the run
+    _wait_for_step(process, run, _last_step(run) + 1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 130 and process.stderr.read() == ""
+    process.stderr.close()
+    assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"]
+
+
+@pytest.mark.parametrize("left", ['', '{"step": 1600, "charts/sco'])
+def test_a_run_that_was_killed_while_its_score_was_written_is_finished(
+        left, whole, cache, tmp_path):
+    run = _copy(whole, tmp_path)
+    (run / "learning_curve.png").unlink()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]) + left, encoding="utf-8")
     status, _, err = _finish(_start(cache, "--resume", run))
     assert status == 0, err
+    assert (run / "learning_curve.png").exists()
     _assert_same_run(whole, run)
+
+
+def test_fewer_steps_than_were_made_are_refused(stopped, tmp_path, capsys):
+    run = _copy(stopped[1], tmp_path)
+    for _ in range(2):  # the second time, nobody holds the folder
+        assert dreamer.main(["--resume", str(run), "--steps", "200"]) == 2
+        assert "steps already; a larger --steps goes on" in capsys.readouterr().err
+    assert "steps: 1600" in (run / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(stopped, tmp_path, capsys):
+    run, precious = _copy(stopped[1], tmp_path), tmp_path / "precious.txt"
+    precious.write_text("kept")
+    saved = Checkpoints(run).load(pytest.fail)
+    record = saved.record | {"logs": saved.record["logs"] | {"../precious.txt": 0}}
+    Checkpoints(run).save(record, saved.arrays | {"key": np.zeros(7, np.uint32)})
+    assert dreamer.main(["--resume", str(run)]) == 2
+    assert "the array 'key' is uint32[7]" in capsys.readouterr().err
+    assert precious.read_text() == "kept"
+    assert (run / "metrics.jsonl").stat().st_size == (
+        stopped[1] / "metrics.jsonl").stat().st_size  # a run that does not fit is left as it was
 
 
 def test_a_second_ctrl_c_leaves_at_once(cache, tmp_path):
@@ -166,11 +208,12 @@ def test_two_processes_cannot_run_in_one_folder(stopped, cache, tmp_path):
     assert status == 2 and err == f"dreamer.py: {run}: another process is running there\n"
 
 
-def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, cache, tmp_path):
+def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, cache, tmp_path, capsys):
     run = _copy(whole, tmp_path)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    status, _, err = _finish(_start(cache, "--resume", run))
-    assert status == 2 and err.count("\n") == 1 and "a larger --steps goes on" in err
+    assert dreamer.main(["--resume", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "a larger --steps goes on" in err
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     status, _, err = _finish(_start(cache, "--resume", run, "--steps", "1800"))
     assert status == 0, err
@@ -213,6 +256,7 @@ def test_arrays_of_another_shape_are_named(stopped, tmp_path, capsys):
     ("run-2", "no such folder; did you mean 'run-1'?"),
     ("empty", "holds no run (no config.yaml)"),
     ("run-1", "is empty, expected a mapping of sections"),
+    ("run-1/config.yaml", "expected the folder of a run, found"),
 ])
 def test_a_folder_without_a_run_gets_one_line(name, said, tmp_path, capsys):
     (tmp_path / "run-1").mkdir()
@@ -223,19 +267,18 @@ def test_a_folder_without_a_run_gets_one_line(name, said, tmp_path, capsys):
     assert said in err and err.count("\n") == 1
 
 
-def test_a_run_saved_without_its_replay_fills_an_empty_one_first(cache, tmp_path):
-    run = tmp_path / "run"
-    process = _start(cache, *FLAGS, "--save-replay", "false", "--logdir", run)
-    _wait_for_step(process, run, 1)
-    process.send_signal(signal.SIGTERM)
-    assert _finish(process)[0] == 143
-    stopped = _last_step(run)
-    assert not list((run / "checkpoints").glob("rows-*"))
-    status, out, err = _finish(_start(cache, "--resume", run))
+def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, cache, tmp_path):
+    run = _copy(stopped[1], tmp_path)
+    checkpoints, step = Checkpoints(run), _last_step(run)
+    saved = checkpoints.load(pytest.fail)
+    shutil.rmtree(checkpoints.folder)
+    checkpoints.save(saved.record, saved.arrays)
+    status, out, err = _finish(_start(cache, "--resume", run, "--save-replay", "false"))
     assert status == 0, err
     assert "replay       was not saved: it starts empty" in out
     steps = [row["step"] for row in _rows(run / "metrics.jsonl")]
-    assert stopped + 96 + 64 in steps  # the prefill of the debug preset, then a chunk
+    assert step + 96 + 64 in steps  # the prefill of the debug preset, then a chunk
+    assert _last_step(run) >= 1600 and not list(checkpoints.folder.glob("rows-*"))
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_anew(
@@ -252,18 +295,26 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_a
     _assert_same_run(whole, run)
 
 
+@pytest.mark.parametrize("full", ["in a checkpoint", "in a log"])
 def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
-        stopped, cache, tmp_path):
+        full, stopped, cache, tmp_path):
     run = _copy(stopped[1], tmp_path)
     before = _last_step(run)
+    limit = 50_000 if full == "in a checkpoint" else (run / "metrics.jsonl").stat().st_size + 100
     process = _start(cache, "--resume", run)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (50_000, 50_000))  # bytes of any file
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))  # bytes of any file
     status, out, err = _finish(process)
     first, second = err.splitlines()
-    assert (status, first) == (1, f"dreamer.py: {run}: cannot be written (file too large)")
+    assert (status, first) == (1, f"dreamer.py: {run}: file too large")
     assert second.startswith(f"saved        step {before:,}; to go on: python dreamer.py --resume")
     assert Checkpoints(run).load(pytest.fail).record["step"] == before
     assert not list(run.rglob("*.tmp"))
+
+
+def test_an_empty_name_is_no_run(capsys):
+    for flag in ("--resume", "--eval", "--watch"):
+        assert dreamer.main([flag, ""]) == 2
+        assert f"{flag}: expected the folder of a run, found ''" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, cache, tmp_path):

@@ -1,10 +1,12 @@
 """TensorBoard and Weights & Biases: asked for in the YAML, imported only then."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -51,6 +53,7 @@ def packages(monkeypatch):
     board, bias = ModuleType("tensorboardX"), ModuleType("wandb")
     board.SummaryWriter = lambda *args, purge_step: (
         opened.append(Recorder(*args, purge_step=purge_step)) or opened[-1])
+    bias.Error = RuntimeError
     bias.init = lambda project, name, id, dir, resume, config: (
         asked.update(project=project, name=name, id=id, resume=resume, config=config)
         or opened.append(Recorder(dir)) or opened[-1])
@@ -61,7 +64,7 @@ def packages(monkeypatch):
 
 def test_both_get_every_row_under_cleanrls_names_and_are_closed(packages, tmp_path):
     settings = _config("log.tensorboard=true", "log.wandb=dreams")
-    with Logger(tmp_path, 40) as logger:
+    with Logger(tmp_path) as logger:
         logger.sinks = sinks.open_sinks(settings, tmp_path, 0)
         logger.metrics(8, {"charts/episodic_return": 2.0, "time/SPS": 90.0})
     board, bias = packages.opened
@@ -83,9 +86,10 @@ def test_nothing_is_opened_that_was_not_asked_for(packages, tmp_path):
 
 
 @pytest.mark.parametrize("flag, line", [
-    ("log.tensorboard=true", "log.tensorboard: tensorboardX is not installed: "
-                             "pip install tensorboardX"),
-    ("log.wandb=mine", "log.wandb: wandb is not installed: pip install wandb"),
+    ("log.tensorboard=true", "log.tensorboard: tensorboardX cannot be imported (import of "
+     "tensorboardX halted; None in sys.modules): pip install tensorboardX"),
+    ("log.wandb=mine", "log.wandb: wandb cannot be imported (import of wandb halted; None in "
+     "sys.modules): pip install wandb"),
 ])
 def test_a_missing_package_gets_one_line_with_what_to_install(
         flag, line, monkeypatch, tmp_path, capsys):
@@ -96,7 +100,30 @@ def test_a_missing_package_gets_one_line_with_what_to_install(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_program_that_logs_to_neither_imports_neither():
-    loaded = "import sys, dreamer; print({'tensorboardX', 'wandb'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+def test_a_run_has_one_identity_and_another_folder_of_its_name_another(packages, tmp_path):
+    settings, identities = _config("log.wandb=dreams"), []
+    for place in ("a", "a", "b"):
+        folder = tmp_path / place / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        sinks.open_sinks(settings, folder, 0)
+        identities.append(packages.asked["id"])
+        assert packages.asked["name"] == "run"
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_who_is_not_logged_in_gets_one_line_and_no_run(packages, tmp_path, monkeypatch, capsys):
+    refuse = mock.Mock(side_effect=RuntimeError("No API key configured.\nUse `wandb login`."))
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    flags = ["--preset", "debug", "--set", "log.wandb=dreams", "--logdir", str(tmp_path / "run")]
+    assert dreamer.main(flags) == 2
+    assert capsys.readouterr().err == "dreamer.py: log.wandb: No API key configured.\n"
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_program_that_logs_to_neither_imports_neither(tmp_path):
+    for name in ("tensorboardX", "wandb"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    done = subprocess.run([sys.executable, "-c", "import dreamer, utils.session, utils.tools"],
+                          cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ FOR_CALLERS = {
     "utils.weights": {"load", "unflatten"},
     "utils.plots": {"seeds_curve"},
     "utils.cli": {"error"},  # by argparse
+    "utils.display": {"on_broken_pipe"},  # by rich
 }
 # Tools that use a trained agent: they stand on top of dreamer.py, which imports them when asked.
 ON_TOP = {"utils.agent", "utils.tools"}

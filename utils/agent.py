@@ -45,7 +45,7 @@ class Agent:
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():
-            raise ValueError(f"{path}: is not there yet, a first evaluation has to come before")
+            raise ValueError(f"{path}: is not there yet: the first checkpoint brings it")
         try:
             self.params = weights.unflatten(shapes, weights.load(path))
         except ValueError as error:

@@ -154,6 +154,8 @@ def _record(path):
         raise ValueError(f"{path}: is damaged (its SHA-256 differs)")
     if record["format"] != FORMAT:
         raise ValueError(f"{path}: has format {record['format']}, expected {FORMAT}")
+    if any(Path(name).name != name for name in record["files"]):
+        raise ValueError(f"{path}: names files of other folders")
     return record
 
 

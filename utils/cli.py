@@ -11,14 +11,15 @@ from utils.settings import MAY_CHANGE
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
-
 TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
+
 
 @dataclass(frozen=True)
 class Command:
     """What the user asked for: train (`tool` None), anew or from the folder `run`, or a tool."""
 
     config: Any
+    seeds: int  # agents side by side
     logdir: str | None
     run: str | None
     tool: str | None
@@ -54,12 +55,27 @@ def parse(argv, schema, description):
     if flags.print_config:
         print(configuration.dump(config), end="")
         sys.exit(0)
-    return Command(config, flags.logdir, run, task if task in TOOLS else None)
+    seeds = _seeds(flags.seeds, config, task)
+    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None)
+
+
+def _seeds(text, config, task):
+    """The number of agents that --seeds asks for."""
+    if text is None:
+        return 1
+    if task:
+        raise configuration.ConfigError(f"--seeds: cannot be used with --{task}")
+    most = 2**32 - config.run.seed
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+        raise configuration.ConfigError(
+            f"--seeds: expected a whole number from 1 to {most}, found {text!r}")
+    return int(text)
 
 
 def _existing_run(flags):
     """(flag, folder) of the run that the flags name, (None, None) for a new one."""
-    named = [(flag, getattr(flags, flag)) for flag in MAY_CHANGE if getattr(flags, flag)]
+    named = [(flag, getattr(flags, flag)) for flag in MAY_CHANGE
+             if getattr(flags, flag) is not None]
     if not named:
         return None, None
     task, run = named[0]
@@ -67,6 +83,10 @@ def _existing_run(flags):
         raise configuration.ConfigError(f"--{named[1][0]}: cannot be used with --{task}")
     if flags.logdir:
         raise configuration.ConfigError(f"--logdir: --{task} stays in the folder of the run")
+    if flags.preset:
+        raise configuration.ConfigError(f"--preset: cannot be used with --{task}")
+    if not run or Path(run).is_file():
+        raise configuration.ConfigError(f"--{task}: expected the folder of a run, found {run!r}")
     if not Path(run).is_dir():
         near = configuration.nearest(Path(run).name, _runs_beside(run))
         raise configuration.ConfigError(f"--{task}: {run}: no such folder{near}")
@@ -100,12 +120,29 @@ class _Parser(argparse.ArgumentParser):
         raise configuration.ConfigError(message)
 
 
+def complain(error):
+    """Say what is wrong, in one line -> exit status 2; the error is a ValueError or an OSError."""
+    print(f"dreamer.py: {reason(error)}", file=sys.stderr)
+    return 2
+
+
+def reason(error, folder=None):
+    """One line for an error: an OSError's file (or else the folder) and what is wrong with it."""
+    if not isinstance(error, OSError):
+        return str(error)
+    place = error.filename or folder
+    said = (error.strerror or str(error)).lower()
+    return f"{place}: {said}" if place else said
+
+
 def _parser(description):
     parser = _Parser("dreamer.py", description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE",
                         help="YAML file with every number (default: dreamer.yaml)")
     parser.add_argument("--env", metavar="ID", help="Gymnax environment (run.env)")
     parser.add_argument("--seed", metavar="N", help="seed of all randomness (run.seed)")
+    parser.add_argument("--seeds", metavar="N",
+                        help="train N agents side by side, from run.seed on (default: 1)")
     parser.add_argument("--steps", metavar="N", help="environment steps (run.steps)")
     parser.add_argument("--preset", metavar="NAME", action="append", default=[],
                         help="overlay a named block of the file; may be repeated, the last wins")

@@ -2,11 +2,13 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
 
-from utils.logger import Logger, Progress
+from utils.display import Progress
+from utils.logger import Logger
 
 RECENT = 20  # training episodes in the mean that is shown
 # The order in which an update computes what is logged, by the beginnings of the names.
@@ -17,12 +19,13 @@ COMPUTED = ("latents/", "losses/decoder", "losses/reward", "losses/continue", "l
 
 @dataclass
 class Diary:
-    """Takes what each chunk leaves, writes it through the logger and keeps the display up to date.
+    """Takes what each chunk leaves, writes it down and shows it.
 
     `began` is the clock (`time.perf_counter`) at the program's start, `solved` the return that
     counts as solved, None where there is none."""
 
     logger: Logger
+    display: Any  # a Display, or a Member of several agents' Board
     total_steps: int
     solved: float | None
     began: float
@@ -35,9 +38,27 @@ class Diary:
     _new: list = field(default_factory=list)  # episodes that no row of metrics has yet
     _compiled: tuple | None = None  # (steps, updates, clock) when the first chunk was done
 
+    def check(self, steps, metrics):
+        """Is all finite that the updates of the last `steps` steps left? To ask before `episodes`.
+
+        Raises: FloatingPointError naming the first quantity that is not, and its update."""
+        metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        bad = {name: np.flatnonzero(~np.isfinite(value)) for name, value in metrics.items()}
+        bad = {name: int(places[0]) for name, places in bad.items() if len(places)}
+        if bad:
+            name = min(bad, key=lambda name: (bad[name], _rank(name)))
+            value = metrics[name].reshape(-1)[bad[name]]
+            raise FloatingPointError(f"{name} is {value} in update {self.updates + bad[name] + 1:,}"
+                                     f", before step {self.steps + steps:,}")
+
     def episodes(self, steps, rows):
-        """`steps` environment steps were made, and these episodes ended (rows for scores.jsonl)."""
+        """`steps` environment steps were made, and these episodes ended (rows for scores.jsonl).
+
+        Raises: FloatingPointError for a return that is not finite."""
         self.steps += steps
+        if not np.isfinite([row["return"] for row in rows]).all():
+            raise FloatingPointError(f"the return of an episode is not finite, before step "
+                                     f"{self.steps:,}")
         self._new += rows
         self._recent = (self._recent + [row["return"] for row in rows])[-RECENT:]
         self.logger.episodes(rows)
@@ -45,13 +66,10 @@ class Diary:
     def chunk(self, updates, metrics):
         """`updates` updates were made, with these metrics of each; an evaluation may be among them.
 
-        Returns: whether this was the best evaluation so far, or as good as the best.
-        Raises: FloatingPointError naming the first quantity that was not finite; nothing is
-        written then."""
-        metrics = {name: np.asarray(value, np.float64) for name, value in metrics.items()}
-        _all_finite(metrics, self.updates, self.steps)
+        Returns: whether this was the best evaluation so far, or as good as the best."""
         self.updates += updates
-        values = {name: float(value.mean()) for name, value in sorted(metrics.items())}
+        values = {name: float(np.mean(value, dtype=np.float64))
+                  for name, value in sorted(metrics.items())}
         if self._new:
             values["charts/episodic_return"] = float(np.mean([r["return"] for r in self._new]))
             values["charts/episodic_length"] = float(np.mean([r["length"] for r in self._new]))
@@ -61,7 +79,7 @@ class Diary:
         self.logger.metrics(self.steps, values | {"charts/updates": self.updates} | times)
         evaluated = "charts/eval_return" in values
         is_best = evaluated and self._evaluated(values["charts/eval_return"])
-        self.logger.show(self._progress(speed))
+        self.display.show(self._progress(speed))
         return is_best
 
     def remember(self):
@@ -99,7 +117,7 @@ class Diary:
             self.best, self.best_step = value, self.steps
         if self.solved is not None and value >= self.solved and not solved_before:
             seconds = time.perf_counter() - self.began
-            self.logger.say(f"solved       evaluation {value:.1f} (threshold {self.solved:g}) "
+            self.display.say(f"solved       evaluation {value:.1f} (threshold {self.solved:g}) "
                             f"at {self.steps:,} steps, after {seconds:.0f} s")
         return is_best
 
@@ -125,28 +143,19 @@ class Diary:
             left / speed["SPS"] if speed["SPS"] else None)
 
 
-def _all_finite(metrics, updates, step):
-    """FloatingPointError for the first update in which a metric was not finite, and the metric."""
-    bad = {name: np.flatnonzero(~np.isfinite(value)) for name, value in metrics.items()}
-    bad = {name: int(places[0]) for name, places in bad.items() if len(places)}
-    if bad:
-        name = min(bad, key=lambda name: (bad[name], _rank(name)))
-        value = metrics[name].reshape(-1)[bad[name]]
-        raise FloatingPointError(f"{name} is {value} in update {updates + bad[name] + 1:,}, "
-                                 f"before step {step:,}")
-
-
 def _rank(name):
     """Where in an update a quantity is computed: what is wrong first makes the rest wrong."""
     return next((place for place, start in enumerate(COMPUTED) if name.startswith(start)), 0)
 
 
 def evaluation(returns, lengths, name="eval"):
-    """An evaluation as metrics: mean return, half its 95% interval, mean length."""
+    """An evaluation as metrics: mean return, half its 95% interval, mean length
+
+    Shapes: returns, lengths [..., episodes] -> [...] each."""
     returns, lengths = jax.device_get((returns, lengths))
-    interval = 1.96 * np.std(returns) / len(returns) ** 0.5
-    return {f"charts/{name}_return": returns.mean(), f"charts/{name}_interval": interval,
-            f"charts/{name}_length": lengths.mean()}
+    interval = 1.96 * np.std(returns, -1) / returns.shape[-1] ** 0.5
+    return {f"charts/{name}_return": returns.mean(-1), f"charts/{name}_interval": interval,
+            f"charts/{name}_length": lengths.mean(-1)}
 
 
 def episodes(finished, before):

@@ -1,44 +1,19 @@
-"""What a run leaves behind and what it shows: folder, metrics.jsonl, scores.jsonl, live display.
+"""What a run leaves behind: its folder, metrics.jsonl, scores.jsonl.
 
 The clock is read once, to name a new folder. The rows hold what the caller gave and nothing else,
 so two runs of one seed differ only under the caller's keys that begin with `time/`.
 """
 
+import contextlib
 import json
 import math
 import os
-import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 
 METRICS, SCORES = "metrics.jsonl", "scores.jsonl"
 FILES = (METRICS, SCORES, "config.yaml", "weights.npz", "learning_curve.png", "checkpoints")
-PLAIN_PERIOD = 5.0  # seconds between plain lines while no evaluation comes
-PANEL_WIDTH = 66  # columns
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the run stands; None for what is not known yet. Times are in seconds."""
-
-    steps: int
-    total_steps: int
-    updates: int
-    eval_return: float | None = None  # mean of the last evaluation
-    best_eval: float | None = None
-    train_return: float | None = None  # mean of the last 20 training episodes
-    updates_per_s: float | None = None
-    steps_per_s: float | None = None
-    elapsed: float = 0.0
-    left: float | None = None
 
 
 def make_folder(logdir, env, seed):
@@ -73,42 +48,28 @@ def _new_folder(wanted):
 
 
 class Logger:
-    """Writes a run's rows and shows its progress, between `with` and the end of the block.
+    """Writes a run's rows, between `with` and the end of the block.
 
-    On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes."""
+    `sinks` get the metrics too: utils/sinks.py."""
 
-    def __init__(self, folder, total_steps, console=None):
-        self.folder, self.sinks = Path(folder), []  # whoever else gets the metrics: utils/sinks.py
-        self._console = console or Console(force_terminal=_is_terminal())
-        self._latest = Progress(0, total_steps, 0)
-        self._printed = None  # the Progress of the last plain line
+    def __init__(self, folder):
+        self.folder, self.sinks = Path(folder), []
 
     def __enter__(self):
         self._metrics = _append_to(self.folder / METRICS)
         self._scores = _append_to(self.folder / SCORES)
-        self._live = None
-        if self._console.is_terminal:  # refreshed by hand: a thread would take time from training
-            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
-            self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_):
-        self.close()
-
-    def close(self):
-        """Close the files and leave the terminal as it was; a second time does nothing."""
-        if self._metrics.closed:
-            return
         for file in (self._metrics, self._scores, *self.sinks):
-            file.close()
-        self.release()
-        if not self._live and self._latest.steps and self._latest != self._printed:
-            self._print_line()
+            with contextlib.suppress(OSError):  # every row was flushed: what is left has failed
+                file.close()
 
-    def release(self):
-        """Give the terminal back, with its cursor."""
-        if self._live:
-            self._live.stop()
+    def is_whole(self):
+        """Whether the last row of metrics.jsonl is a run's last: its score."""
+        path = self.folder / METRICS
+        last = path.read_text(encoding="utf-8").rpartition("\n{")[2] if path.exists() else ""
+        return last.endswith("}\n") and '"charts/score_return"' in last
 
     def sizes(self):
         """Bytes of the logs, which are on the disk afterwards: what `cut` takes."""
@@ -121,13 +82,12 @@ class Logger:
         """Shorten the logs to these sizes: without rows that a resumed run writes again.
 
         Raises: ValueError for a log that is shorter already, and then none is touched."""
-        for name, size in sizes.items():
-            path = self.folder / name
+        for path in (self.folder / METRICS, self.folder / SCORES):
             found = path.stat().st_size if path.exists() else 0
-            if found < size:
-                raise ValueError(f"{path}: has {found} bytes, expected at least {size}")
-        for name, size in sizes.items():
-            os.truncate(self.folder / name, size)
+            if found < sizes[path.name]:
+                raise ValueError(f"{path}: has {found} bytes, expected at least {sizes[path.name]}")
+        for path in (self.folder / METRICS, self.folder / SCORES):
+            os.truncate(path, sizes[path.name])
 
     def metrics(self, step, values):
         """Append one row to metrics.jsonl, to six digits, and give it to the sinks.
@@ -144,70 +104,6 @@ class Logger:
 
         Raises: ValueError for a value that is nan or infinite; then none is written."""
         _write(self._scores, rows)
-
-    def say(self, text):
-        """Print a line, on a terminal above the panel."""
-        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-    def show(self, progress):
-        """Redraw the panel, or print a line where an evaluation or five seconds have passed."""
-        last, self._latest = self._printed, progress
-        if self._live:
-            self._live.update(self._panel(), refresh=True)
-        elif (
-            last is None
-            or (last.eval_return, last.best_eval) != (progress.eval_return, progress.best_eval)
-            or progress.elapsed - last.elapsed >= PLAIN_PERIOD
-        ):
-            self._print_line()
-
-    def _print_line(self):
-        self._printed = self._latest
-        self.say(plain_line(self._latest))
-
-    def _panel(self):
-        return Panel(
-            panel_content(self._latest),
-            title=self._console.render_str(self.folder.name, markup=False, emoji=False),
-            title_align="left",
-            width=min(PANEL_WIDTH, self._console.width),
-        )
-
-
-def plain_line(progress):
-    """A progress as one line of text whose columns stay in place from line to line."""
-    p, width = progress, len(f"{progress.total_steps:,}")
-    return "  ".join([
-        f"{p.steps:{width},} steps {_percent(p):>4}",
-        f"eval {_score(p.eval_return):>8} best {_score(p.best_eval):>8}",
-        f"train {_score(p.train_return):>8}",
-        f"{_rate(p.updates_per_s):>5} updates/s {_rate(p.steps_per_s):>6} steps/s",
-        f"{_clock(p.elapsed):>5} left {_clock(p.left):>5}",
-    ])
-
-
-def panel_content(progress):
-    """A progress as a bar above two columns of labelled numbers, for rich to draw."""
-    p = progress
-    bar = Table.grid(padding=(0, 1), expand=True)
-    bar.add_column(no_wrap=True)
-    bar.add_column(ratio=1)
-    bar.add_column(no_wrap=True)
-    bar.add_row(f"{p.steps:,} / {p.total_steps:,} steps",
-                ProgressBar(p.total_steps, p.steps), _percent(p))
-    numbers = Table.grid(padding=(0, 2), expand=True)
-    for style, justify in [("dim", "left"), ("bold", "right")] * 2:
-        numbers.add_column(style=style, justify=justify, no_wrap=True)
-    numbers.add_row("evaluation return", _score(p.eval_return), "updates", f"{p.updates:,}")
-    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", _rate(p.updates_per_s))
-    numbers.add_row("training return", _score(p.train_return), "steps/s", _rate(p.steps_per_s))
-    numbers.add_row("elapsed", _clock(p.elapsed), "left", _clock(p.left))
-    return Group(bar, "", numbers)
-
-
-def _is_terminal():
-    # asked directly: rich also says yes to FORCE_COLOR, which sends escape codes into log files
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _append_to(path):
@@ -228,27 +124,3 @@ def _rounded(name, value):
     if not math.isfinite(value):
         raise ValueError(f"{name!r} is {value}: only finite numbers can be logged")
     return float(f"{value:.6g}")
-
-
-def _percent(progress):
-    return f"{min(1.0, progress.steps / max(1, progress.total_steps)):.0%}"
-
-
-def _score(value):
-    if value is None:
-        return "-"
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
-
-
-def _rate(value):
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _clock(seconds):
-    if seconds is None:
-        return "-"
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"

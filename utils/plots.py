@@ -13,6 +13,9 @@ BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#666666"
 SEED_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE)
 SEED_STYLES = ("-", ":", "-.")  # the colours' first, second and third round
+# Student's t of the two-sided 95% interval for 2, 3, ... 10 seeds, then the normal's.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 1.96)
+PICTURE = "learning_curve.png"  # of a run
 WINDOW = 20  # episodes of the running mean
 COLUMNS = 3  # loss panels side by side
 LOG_RATIO = 20  # a positive loss that spans more than this is drawn on a log axis
@@ -65,7 +68,10 @@ def seeds_curve(path, title, curves, solved=None):
             ax.plot(steps, returns, SEED_STYLES[turn % len(SEED_STYLES)], lw=1.3,
                     color=SEED_COLOURS[colour], label=f"seed {seed}")
         if curves:
-            ax.plot(*mean_curve(curves), color="black", lw=3.5, label=f"mean of {len(curves)}")
+            steps, mean, half = mean_curve(curves)
+            ax.fill_between(steps, mean - half, mean + half, color="black", alpha=0.12, lw=0,
+                            label="95% interval")
+            ax.plot(steps, mean, color="black", lw=3.5, label=f"mean of {len(curves)}")
         else:
             _say_empty(ax, "no evaluation yet")
         _draw_solved(ax, solved)
@@ -87,12 +93,19 @@ def running_mean(values, window=WINDOW):
 
 
 def mean_curve(curves):
-    """Mean over seeds, interpolated, where all of them have data: -> steps [N], returns [N]."""
+    """Mean over seeds, interpolated, where all of them have data, and half its 95% interval.
+
+    Shapes: -> steps [N], means [N], half widths [N], which are 0 for a single seed."""
     first = max(steps[0] for _, steps, _ in curves)
     last = min(steps[-1] for _, steps, _ in curves)
     grid = np.unique(np.concatenate([steps for _, steps, _ in curves]))
     grid = grid[(grid >= first) & (grid <= last)]
-    return grid, np.mean([np.interp(grid, steps, values) for _, steps, values in curves], axis=0)
+    values = np.array([np.interp(grid, steps, values) for _, steps, values in curves])
+    n = len(curves)
+    if n == 1:
+        return grid, values[0], np.zeros(len(grid))
+    factor = T95[min(n - 2, len(T95) - 1)]
+    return grid, values.mean(0), factor * values.std(0, ddof=1) / n**0.5
 
 
 def _draw_returns(ax, train, evaluations, solved):
@@ -156,8 +169,15 @@ def draw_run(folder, title, solved=None):
     _, intervals = _series(metrics, "charts/eval_interval")
     names = {name for row in metrics for name in row if name.startswith("losses/")}
     losses = {name: _series(metrics, name) for name in sorted(names)}
-    path = folder / "learning_curve.png"
+    path = folder / PICTURE
     learning_curve(path, title, train, (steps, means, intervals), losses, solved)
+
+
+def draw_seeds(folder, env, runs, solved=None):
+    """Draw learning_curve.png of a folder from the evaluations of its runs, one for each seed."""
+    curves = [(run.name.removeprefix("seed-"),
+               *_series(_rows(run / "metrics.jsonl"), "charts/eval_return")) for run in runs]
+    seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved)
 
 
 def _rows(path):

@@ -4,7 +4,7 @@ The numbers are in dreamer.yaml and nowhere else; a test holds its comments agai
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from utils.config import setting
@@ -183,6 +183,11 @@ def updates_per_steps(config):
     ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
     times = 2 if ratio == 1 else 1
     return ratio.numerator * times, ratio.denominator * times
+
+
+def reseeded(config, seed):
+    """The same configuration with another seed."""
+    return replace(config, run=replace(config.run, seed=seed))
 
 
 def rounds_per_chunk(config):

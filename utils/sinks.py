@@ -4,6 +4,7 @@ Neither package is needed otherwise, and neither is imported before it is asked 
 CleanRL's, so that runs of both can be laid over each other; metrics.jsonl has one that differs.
 """
 
+import uuid
 from dataclasses import asdict
 from importlib import import_module
 
@@ -19,9 +20,9 @@ def check(log):
         if wanted:
             try:
                 import_module(module)
-            except ImportError:
-                raise ValueError(
-                    f"log.{key}: {module} is not installed: pip install {module}") from None
+            except ImportError as error:
+                raise ValueError(f"log.{key}: {module} cannot be imported ({error}): "
+                                 f"pip install {module}") from None
 
 
 def open_sinks(config, folder, steps):
@@ -53,12 +54,20 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a project at Weights & Biases, named as the folder; resumed, it goes on there."""
+    """A run of a project at Weights & Biases, named as the folder; resumed, it goes on there.
+
+    Raises: ValueError, one line, where it cannot begin: nobody is logged in, say."""
 
     def __init__(self, project, folder, config):
-        self._run = import_module("wandb").init(
-            project=project, name=folder.name, id=folder.name, dir=str(folder), resume="allow",
-            config=asdict(config))
+        wandb, identity = import_module("wandb"), folder / "wandb.id"
+        if not identity.exists():  # folders of one name in two places are two runs
+            identity.write_text(uuid.uuid4().hex, encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                project=project, name=folder.resolve().name, dir=str(folder), resume="allow",
+                id=identity.read_text(encoding="utf-8"), config=asdict(config))
+        except wandb.Error as error:
+            raise ValueError(f"log.wandb: {str(error).splitlines()[0]}") from None
 
     def metrics(self, step, values):
         """One row of numbers."""

@@ -3,6 +3,7 @@
 Stands on top of dreamer.py, which imports it only when asked for."""
 
 import json
+import signal
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,22 +18,25 @@ from utils.agent import Agent
 from utils.drawings import draw
 
 EVALUATIONS = "evaluations.jsonl"
+STREAM = 2  # of the seed's random numbers: the run itself uses 0 and 1
 
 
 def run(command):
     """Do what the Command asks for -> exit status
 
     Raises: ValueError, one line, for a folder without a run or without weights."""
-    agent = Agent(command.run)
-    tools = {"eval": score, "watch": watch}
-    print(tools[command.tool](agent, command.config, Path(command.run)))
+    try:
+        agent, tools = Agent(command.run), {"eval": score, "watch": watch}
+        tools[command.tool](agent, command.config, Path(command.run))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 
 def score(agent, config, folder):
-    """Evaluate over fresh episodes, append a row to evaluations.jsonl -> lines for people"""
+    """Evaluate over fresh episodes, print what came out, append a row to evaluations.jsonl."""
     program, _ = dreamer.build(config, agent.env)
-    key = jax.random.fold_in(jax.random.key(config.run.seed), 1)
+    key = jax.random.fold_in(jax.random.key(config.run.seed), STREAM)
     found = jax.device_get(dreamer.evaluate(program, agent.params, key))
     returns, lengths = (np.asarray(part, float) for part in found)
     row = {
@@ -42,15 +46,15 @@ def score(agent, config, folder):
         "least": float(np.min(returns)), "most": float(np.max(returns)),
         "length": float(np.mean(lengths)),
     }
+    print(f"score        {row['mean']:.2f} ± {row['interval']:.2f} (95%) over {row['episodes']} "
+          f"episodes of {agent.env.name}\n"
+          f"spread       standard deviation {row['deviation']:.2f}, "
+          f"{row['least']:.2f} to {row['most']:.2f}\n"
+          f"length       {row['length']:.1f} actions on average")
     with open(folder / EVALUATIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps({name: value if isinstance(value, int) else round(value, 6)
                                for name, value in row.items()}) + "\n")
-    return (f"score        {row['mean']:.2f} ± {row['interval']:.2f} (95%) over {row['episodes']} "
-            f"episodes of {agent.env.name}\n"
-            f"spread       standard deviation {row['deviation']:.2f}, "
-            f"{row['least']:.2f} to {row['most']:.2f}\n"
-            f"length       {row['length']:.1f} actions on average\n"
-            f"written      {folder / EVALUATIONS}")
+    print(f"written      {folder / EVALUATIONS}")
 
 
 class Moment(NamedTuple):
@@ -64,8 +68,9 @@ class Moment(NamedTuple):
 
 
 def watch(agent, config, folder):
-    """Film an episode into episode-SEED.gif -> a line for people"""
-    start_key, key = jax.random.split(jax.random.key(config.run.seed))
+    """Film an episode into episode-SEED.gif."""
+    key = jax.random.fold_in(jax.random.key(config.run.seed), STREAM)
+    start_key, key = jax.random.split(key)
     player = dreamer.start_playing(agent.program, 1, start_key)
     worlds, moments = [], []
     while not (moments and moments[-1].is_last) and len(moments) < config.run.eval_limit:
@@ -79,7 +84,7 @@ def watch(agent, config, folder):
                            None if agent.env.discrete else a)
     path = folder / f"episode-{config.run.seed}.gif"
     film.save(path, f"{agent.env.name}, return {r.sum():.4g}", episode)
-    return f"film         {path} (return {r.sum():.1f}, {len(moments) - 1} actions)"
+    print(f"film         {path} (return {r.sum():.1f}, {len(moments) - 1} actions)")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,198 @@
+"""What a run shows while it goes on: one panel on a terminal, plain lines elsewhere."""
+
+import os
+import sys
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_PERIOD = 5.0  # seconds between plain lines while no evaluation comes
+PANEL_WIDTH = 66  # columns
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run stands; None for what is not known yet. Times are in seconds."""
+
+    steps: int
+    total_steps: int
+    updates: int
+    eval_return: float | None = None  # mean of the last evaluation
+    best_eval: float | None = None
+    train_return: float | None = None  # mean of the last 20 training episodes
+    updates_per_s: float | None = None
+    steps_per_s: float | None = None
+    elapsed: float = 0.0
+    left: float | None = None
+
+
+class _Console(Console):
+    """Goes on in silence when nobody reads its lines any more: Ctrl-C also ends a `| tee`."""
+
+    def on_broken_pipe(self):
+        """Called by rich, whose own way is to end the program."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Display:
+    """Shows progress between `with` and the end of the block, from the Progress `start` on.
+
+    On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes."""
+
+    def __init__(self, title, start, console=None):
+        self._title, self._start, self._latest = title, start, start
+        self._console = console or _Console(force_terminal=_is_terminal())
+        self._printed = start  # the Progress of the last plain line
+
+    def __enter__(self):
+        self._live = None
+        if self._console.is_terminal:  # refreshed by hand: a thread would take time from training
+            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+        if not self._live and self._latest != self._printed:
+            self._print_line()
+
+    def release(self):
+        """Give the terminal back, with its cursor."""
+        if self._live:
+            self._live.stop()
+
+    def say(self, text):
+        """Print a line, on a terminal above the panel."""
+        self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def show(self, progress):
+        """Redraw the panel, or print a line where an evaluation or five seconds have passed."""
+        last, self._latest = self._printed, progress
+        if self._live:
+            self._live.update(self._panel(), refresh=True)
+        elif (
+            last is self._start
+            or (last.eval_return, last.best_eval) != (progress.eval_return, progress.best_eval)
+            or progress.elapsed - last.elapsed >= PLAIN_PERIOD
+        ):
+            self._print_line()
+
+    def _print_line(self):
+        self._printed = self._latest
+        self.say(plain_line(self._latest))
+
+    def _panel(self):
+        return Panel(
+            panel_content(self._latest),
+            title=self._console.render_str(self._title, markup=False, emoji=False),
+            title_align="left",
+            width=min(PANEL_WIDTH, self._console.width),
+        )
+
+
+def plain_line(progress):
+    """A progress as one line of text whose columns stay in place from line to line."""
+    p, width = progress, len(f"{progress.total_steps:,}")
+    return "  ".join([
+        f"{p.steps:{width},} steps {_percent(p):>4}",
+        f"eval {_score(p.eval_return):>8} best {_score(p.best_eval):>8}",
+        f"train {_score(p.train_return):>8}",
+        f"{_rate(p.updates_per_s):>5} updates/s {_rate(p.steps_per_s):>6} steps/s",
+        f"{_clock(p.elapsed):>5} left {_clock(p.left):>5}",
+    ])
+
+
+def panel_content(progress):
+    """A progress as a bar above two columns of labelled numbers, for rich to draw."""
+    p = progress
+    bar = Table.grid(padding=(0, 1), expand=True)
+    bar.add_column(no_wrap=True)
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True)
+    bar.add_row(f"{p.steps:,} / {p.total_steps:,} steps",
+                ProgressBar(p.total_steps, p.steps), _percent(p))
+    numbers = Table.grid(padding=(0, 2), expand=True)
+    for style, justify in [("dim", "left"), ("bold", "right")] * 2:
+        numbers.add_column(style=style, justify=justify, no_wrap=True)
+    numbers.add_row("evaluation return", _score(p.eval_return), "updates", f"{p.updates:,}")
+    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", _rate(p.updates_per_s))
+    numbers.add_row("training return", _score(p.train_return), "steps/s", _rate(p.steps_per_s))
+    numbers.add_row("elapsed", _clock(p.elapsed), "left", _clock(p.left))
+    return Group(bar, "", numbers)
+
+
+def _is_terminal():
+    # asked directly: rich also says yes to FORCE_COLOR, which sends escape codes into log files
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class Board:
+    """Several agents on one display, as the mean of all: shown when each has said where it is."""
+
+    def __init__(self, display, names):
+        self.members = [Member(self, name) for name in names]
+        self.display, self._told = display, []
+
+    def show(self, progress):
+        """One agent's progress."""
+        self._told.append(progress)
+        if len(self._told) == len(self.members):
+            self.display.show(mean_progress(self._told))
+            self._told = []
+
+
+class Member(NamedTuple):
+    """One of the agents on a Board: what a Diary takes for a Display of its own."""
+
+    board: Any
+    name: str
+
+    def show(self, progress):
+        """Its progress, for the mean."""
+        self.board.show(progress)
+
+    def say(self, text):
+        """A line with its name in front."""
+        self.board.display.say(f"{self.name:12} {text}")
+
+
+def mean_progress(parts):
+    """The mean of each number that is known of every agent, None for the others."""
+    values = {}
+    for field in fields(Progress):
+        found = [getattr(part, field.name) for part in parts]
+        known = None not in found
+        values[field.name] = sum(found) / len(found) if known else None
+    for name in ("steps", "total_steps", "updates"):
+        values[name] = int(values[name])
+    return Progress(**values)
+
+
+def _percent(progress):
+    return f"{min(1.0, progress.steps / max(1, progress.total_steps)):.0%}"
+
+
+def _score(value):
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def _rate(value):
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _clock(seconds):
+    if seconds is None:
+        return "-"
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
