@@ -8,6 +8,10 @@ float32 vector or a uint8 image.
 import difflib
 from typing import Any, NamedTuple
 
+from utils.lazy import import_when_used
+
+import_when_used("seaborn", "matplotlib.pyplot")  # for gymnax's own drawings: a second to import
+
 import gymnax
 import jax
 import jax.numpy as jnp

@@ -131,6 +131,11 @@ def test_one_of_the_seeds_goes_on_alone(folder):
     assert f"resuming     {one} from step" in said
 
 
+def test_who_asks_for_all_of_them_at_once_is_told_their_names(folder, capsys):
+    assert dreamer.main(["--resume", str(folder[0])]) == 2
+    assert "those inside it: seed-4, seed-5, seed-6\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags, said", [
     (["--seeds", "0"], "--seeds: expected a whole number from 1"),
     (["--seeds", "two"], "found 'two'"),

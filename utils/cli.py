@@ -88,16 +88,17 @@ def _existing_run(flags):
     if not run or Path(run).is_file():
         raise configuration.ConfigError(f"--{task}: expected the folder of a run, found {run!r}")
     if not Path(run).is_dir():
-        near = configuration.nearest(Path(run).name, _runs_beside(run))
+        near = configuration.nearest(Path(run).name, _runs_in(Path(run).parent))
         raise configuration.ConfigError(f"--{task}: {run}: no such folder{near}")
     if not (Path(run) / "config.yaml").is_file():
-        raise configuration.ConfigError(f"--{task}: {run}: holds no run (no config.yaml)")
+        inside = ", ".join(_runs_in(run))
+        raise configuration.ConfigError(f"--{task}: {run}: holds no run (no config.yaml)"
+                                        + (f"; those inside it: {inside}" if inside else ""))
     return task, run
 
 
-def _runs_beside(run):
-    parent = Path(run).parent
-    return sorted(path.parent.name for path in parent.glob("*/config.yaml"))
+def _runs_in(folder):
+    return sorted(path.parent.name for path in Path(folder).glob("*/config.yaml"))
 
 
 def check_unchanged(config, text, task, run):
