@@ -749,8 +749,8 @@ SEVERAL = (side_by_side(init, (None, 0)), side_by_side(fill, (None, 0, None), 1)
 
 def train(program, session):
     """The host's loop over compiled chunks: play, learn, evaluate, save"""
-    run, (updates, k) = program.config.run, updates_per_steps(program.config)
-    begin, prefill, learn_on, score = SEVERAL if session.several else ONE
+    run, (updates, k) = program.config.run, updates_per_steps(program.config)  # in one round
+    begin, play_first, learn_on, score = SEVERAL if session.several else ONE
     rounds = rounds_per_chunk(program.config)
     init_key = session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
@@ -758,10 +758,10 @@ def train(program, session):
         chunk = pool.submit(lambda: learn_on.lower(program, shapes, rounds).compile())
         loop = session.restore(begin(program, init_key))
         if not loop.replay.written.any():  # a new run, or one that was saved without its replay
-            loop, finished = prefill(program, loop, run.prefill // run.envs)
+            loop, finished = play_first(program, loop, run.prefill // run.envs)
             session.episodes(run.prefill // run.envs * run.envs, finished)
     chunk, going_on = chunk.result(), session.unfinished
-    ahead = chunk(loop) if going_on else None
+    ahead = chunk(loop) if going_on else None  # which takes the arrays of `loop` for its own
     while going_on:
         (loop, finished, metrics), steps = jax.block_until_ready(ahead), rounds * k * run.envs
         evaluates, saves, going_on = session.due(steps)
@@ -771,7 +771,7 @@ def train(program, session):
             ahead = chunk(loop)  # runs while the host evaluates and writes
         key = session.eval_key(session.steps + steps)
         found = score(program, params, key) if evaluates else None
-        session.chunk(steps, rounds * updates, finished, metrics, params, found)
+        session.record(steps, rounds * updates, finished, metrics, params, found)
         if saves:
             session.save(saved)
     if session.unfinished:
@@ -790,10 +790,10 @@ def main(argv=None, began=None):
         session = Session(command, env, shapes, began)
     except (ValueError, OSError) as error:
         return cli.complain(error)
-    with session:
+    with session:  # a full disk, a nan or a signal ends here, and stands in session.status
         train(program, session)
     return session.status
 
 
 if __name__ == "__main__":
-    sys.exit(import_module("dreamer").main(began=STARTED))  # one module, for the tools on top too
+    sys.exit(import_module("dreamer").main(began=STARTED))  # the same module that the tools import

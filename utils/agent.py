@@ -45,14 +45,17 @@ class Agent:
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():
-            raise ValueError(f"{path}: is not there yet: the first checkpoint brings it")
+            raise ValueError(f"{path}: is not there yet: it comes with the first checkpoint after an "
+                             "evaluation")
         try:
             self.params = weights.unflatten(shapes, weights.load(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def start(self, batch=None, seed=0):
-        """The Memory with which an episode begins, or `batch` of them side by side."""
+        """The Memory with which an episode begins, or `batch` of them side by side.
+
+        `seed` is that of the actions drawn: another one for each episode, or all are alike."""
         player = jax.eval_shape(
             partial(dreamer.start_playing, self.program, batch or 1), jax.random.key(seed))
         latent, a = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (player.latent, player.a))

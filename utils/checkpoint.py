@@ -3,8 +3,9 @@
 A checkpoint of step N in the folder RUN/checkpoints is
 
     N.json          the record, written last: the checkpoint exists when this file does
-    N.npz           weights, optimiser, environments, keys, counters, latents of the replay
-    rows-A-B.npz    rows A to B of every ring of the replay, written once and shared by checkpoints
+    N.npz           weights, slow critic, optimiser, return range, environments, random keys, the
+                    weights of the best evaluation, latents of the replay
+    rows-A-B.npz    rows A to B - 1 of every ring of the replay, written once, shared by checkpoints
 
 Training refreshes the latents of replayed rows, so they are saved each time; what the rows hold
 besides never changes. The record names the SHA-256 of every file and of itself. Only arrays and

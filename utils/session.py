@@ -40,7 +40,7 @@ class Mismatch(ValueError):
 class Run:
     """One agent's run: its folder, its logs, its checkpoints, the best weights so far.
 
-    `saved` is the checkpoint that it goes on from, None for a new run.
+    `saved` is the checkpoint that it goes on from, until it is restored; None for a new run.
 
     Raises: ValueError, one line, where the folder cannot be used."""
 
@@ -138,8 +138,9 @@ class Session:
     """What the training loop sees of the host: one Run, or those of several seeds side by side.
 
     Between `with` and the end of the block it shows progress and listens for signals. Errors that
-    are no mistake in the code (the disk is full, a loss is not finite) end the block with one line
-    and `status` 1; signals that stop it leave 128 + signal.
+    are no mistake in the code (the disk is full, a loss is not finite) end the block with a line
+    that says what is wrong and one for each run on how to go on, and `status` 1, or 2 for a
+    checkpoint that does not fit; signals that stop it leave 128 + signal.
 
     With several seeds, every tree of arrays that comes and goes has an axis [seeds] in front.
 
@@ -252,7 +253,7 @@ class Session:
         for run, part in self._apart(jax.device_get(finished)):
             run.diary.episodes(steps, episodes(part, run.diary.steps))
 
-    def chunk(self, steps, updates, finished, metrics, params, found):
+    def record(self, steps, updates, finished, metrics, params, found):
         """A chunk of training was made, in which these episodes ended, with metrics per update.
 
         `found` are returns and lengths of an evaluation of the weights `params`, or None for both;

@@ -1,7 +1,7 @@
 """Where metrics go besides metrics.jsonl, if the YAML asks: TensorBoard, Weights & Biases.
 
-Neither package is needed otherwise, and neither is imported before it is asked for. The names are
-CleanRL's, so that runs of both can be laid over each other; metrics.jsonl has one that differs.
+Neither package is needed otherwise, and neither is imported before it is asked for. What CleanRL
+logs too has its name there, so that runs of both can be laid over each other; one differs here.
 """
 
 import uuid

@@ -40,7 +40,8 @@ def score(agent, config, folder):
     found = jax.device_get(dreamer.evaluate(program, agent.params, key))
     returns, lengths = (np.asarray(part, float) for part in found)
     row = {
-        "episodes": len(returns), "seed": config.run.seed, "mean": float(np.mean(returns)),
+        "episodes": len(returns), "limit": config.run.eval_limit, "seed": config.run.seed,
+        "mean": float(np.mean(returns)),
         "deviation": float(np.std(returns)),
         "interval": float(1.96 * np.std(returns) / len(returns) ** 0.5),
         "least": float(np.min(returns)), "most": float(np.max(returns)),
