@@ -45,8 +45,8 @@ class Agent:
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():
-            raise ValueError(f"{path}: is not there yet: it comes with the first checkpoint after an "
-                             "evaluation")
+            raise ValueError(f"{path}: is not there yet: it comes with the first checkpoint "
+                             "after an evaluation")
         try:
             self.params = weights.unflatten(shapes, weights.load(path))
         except ValueError as error:
