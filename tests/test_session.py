@@ -94,7 +94,7 @@ def test_a_run_that_was_killed_at_ten_random_moments_ends_as_if_nothing_had_happ
     process = _start(cache, *FLAGS, "--logdir", run)
     while kills < 10:
         _wait_for_step(process, run, _last_step(run) + 1)
-        time.sleep(moments.uniform(0.0, 0.25))
+        time.sleep(moments.uniform(0.0, 0.08))  # about the time of a chunk and its save
         process.kill()
         kills += process.wait() == -signal.SIGKILL  # not one that had just ended
         process.communicate()
