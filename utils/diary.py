@@ -83,16 +83,16 @@ class Diary:
         return is_best
 
     def remember(self):
-        """What a resumed run has to know, for `recall`: numbers and lists, as JSON takes them."""
+        """What a run that goes on after this chunk has to know, for `recall`, as JSON takes it."""
         return {"steps": self.steps, "updates": self.updates, "score": self.score,
                 "best": self.best, "best_step": self.best_step, "recent": self._recent,
-                "new": self._new, "elapsed": time.perf_counter() - self.began}
+                "elapsed": time.perf_counter() - self.began}
 
     def recall(self, notes):
         """Go on from what `remember` returned, the time that had passed included."""
         self.steps, self.updates = notes["steps"], notes["updates"]
         self.score, self.best, self.best_step = notes["score"], notes["best"], notes["best_step"]
-        self._recent, self._new = notes["recent"], notes["new"]
+        self._recent = notes["recent"]
         self.began -= notes["elapsed"]
 
     def end(self, metrics):
