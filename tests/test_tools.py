@@ -73,6 +73,13 @@ def test_acting_alone_is_acting_in_a_batch_and_what_training_does(run):
     assert set(alone) == {0, 1}
 
 
+@pytest.mark.parametrize("shape, batch", [((3,), None), ((5, 4), 4), ((5, 4), None), ((4,), 2)])
+def test_an_observation_that_does_not_fit_the_memory_gets_one_line(shape, batch, run):
+    agent = Agent(run)
+    with pytest.raises(ValueError, match=r"the observation has shape \[.*expected \[4\] for each"):
+        agent.act(np.zeros(shape), agent.start(batch))
+
+
 def test_a_continuous_action_lies_in_the_bounds_of_the_environment(tmp_path):
     agent = Agent(_run_of(tmp_path / "run", "Pendulum-v1"))
     actions, _ = agent.act(np.zeros((40, 3), np.float32), agent.start(batch=40))

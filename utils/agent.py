@@ -65,10 +65,15 @@ class Agent:
         """One step: the environment's own observation -> its action, as a numpy array, and Memory
 
         Actions are sampled, as in training. Shapes: those of the environment; with a batch, both
-        have an axis [N] in front."""
+        have an axis [N] in front.
+
+        Raises: ValueError for an observation of another shape."""
         alone = np.ndim(observation) == len(self.env.raw_shape)
         observation = jnp.asarray(observation)
-        x = observation[None] if alone else observation
+        x, episodes = observation[None] if alone else observation, len(memory.is_first)
+        if x.shape != (episodes, *self.env.raw_shape):
+            raise ValueError(f"the observation has shape {list(observation.shape)}, expected "
+                             f"{list(self.env.raw_shape)} for each of {episodes} episodes")
         actions, memory = _act(self.program, self.params, x, memory)
         return np.asarray(actions[0] if alone else actions), memory
 
