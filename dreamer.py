@@ -769,8 +769,7 @@ def train(program, session):
         saved = jax.device_get(loop) if saves else None
         if going_on:
             ahead = chunk(loop)  # runs while the host evaluates and writes
-        key = session.eval_key(session.steps + steps)
-        found = score(program, params, key) if evaluates else None
+        found = score(program, params, session.eval_key(steps)) if evaluates else None
         session.record(steps, rounds * updates, finished, metrics, params, found)
         if saves:
             session.save(saved)

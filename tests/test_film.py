@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils import film
+from utils import film, weights
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -130,7 +130,7 @@ def test_every_action_has_a_look_of_its_own(actions):
 def test_a_write_that_fails_leaves_the_old_film_and_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "a.gif"
     path.write_bytes(b"old")
-    monkeypatch.setattr(film.os, "replace", mock.Mock(side_effect=OSError("no space left")))
+    monkeypatch.setattr(weights.os, "replace", mock.Mock(side_effect=OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
         film.save(path, "Catch", _episode(3))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"

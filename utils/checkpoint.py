@@ -110,7 +110,7 @@ class Checkpoints:
         arrays = weights.load(self.folder / f"{path.stem}.npz")
         parts = [weights.load(self.folder / name) | {"span": _span(name)}
                  for name in record["files"] if name.startswith("rows-")]
-        return Saved(record, *_apart(arrays, parts, record["written"]))
+        return Saved(record, *_apart(arrays, parts))
 
     def _forget(self):
         """Delete the checkpoints before the last two, and the files that none of these needs."""
@@ -130,7 +130,7 @@ def _latents(replay):
     return {f"replay/{column}": rows[column][:, places] for column in REFRESHED}
 
 
-def _apart(arrays, parts, written):
+def _apart(arrays, parts):
     """Arrays of a file -> those of the state, and the living rows [E, n, ...], oldest first."""
     state = {name: array for name, array in arrays.items() if not name.startswith("replay/")}
     if not parts:

@@ -4,15 +4,15 @@ The curves are drawn once, by matplotlib, which is imported where it is used; fr
 only the picture changes and a marker moves on.
 """
 
+import io
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from utils import weights
 from utils.plots import BLUE, LOOK, SEED_COLOURS, SEED_STYLES, VERMILION
 
 HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture at their left is a square
@@ -55,14 +55,9 @@ def save(path, title, episode):
         image.putpalette(palette)
     pace = min(max(PACE, 10 * round(LENGTH / len(images) / 10)), SLOW_PACE)
     durations = [pace] * (len(images) - 1) + [LAST]
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")  # same folder, so that the rename is atomic
-    try:
-        images[0].save(temporary, "GIF", save_all=True, append_images=images[1:],
-                       duration=durations, loop=0)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = io.BytesIO()
+    images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    weights.replace(path, data.getvalue())
 
 
 def _palette(moments):
@@ -75,8 +70,8 @@ def _palette(moments):
     sums = np.zeros((4, CELLS))
     for moment in moments:
         cells = _cells(moment).ravel()
-        weights = [None, *moment.reshape(-1, 3).T]
-        sums += [np.bincount(cells, weight, CELLS) for weight in weights]
+        channels = [None, *moment.reshape(-1, 3).T]
+        sums += [np.bincount(cells, channel, CELLS) for channel in channels]
     used = np.flatnonzero(sums[0])
     means = (sums[1:, used] / sums[0, used]).T
     kept = means[np.argsort(-sums[0, used])[:COLOURS]]

@@ -216,12 +216,12 @@ class Session:
         return self._keys()[0]
 
     def eval_key(self, steps=None):
-        """The random key of the evaluation at `steps`, or of the last one, of the best weights."""
+        """The random key of the evaluation after `steps` more steps, or of the best weights'."""
         key = self._keys()[1]
         if steps is None:
             return key
         fold = jax.vmap(jax.random.fold_in, (0, None)) if self.several else jax.random.fold_in
-        return fold(key, steps)
+        return fold(key, self.steps + steps)
 
     def _keys(self):
         seeds = [jax.random.split(jax.random.key(run.config.run.seed)) for run in self.runs]
