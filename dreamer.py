@@ -784,7 +784,8 @@ def main(argv=None, began=None):
         command = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
         if command.tool:
             return import_module("utils.tools").run(command)  # stands on top of this file
-        env = gymnax_wrappers.make(command.config.run.env, command.config.run.observation)
+        run = command.config.run
+        env = gymnax_wrappers.make(run.env, run.observation, run.env_params)
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)
     except (ValueError, OSError) as error:

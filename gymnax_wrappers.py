@@ -6,8 +6,11 @@ float32 vector or a uint8 image.
 """
 
 import difflib
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils import guests
 from utils.lazy import import_when_used
 
 import_when_used("seaborn", "matplotlib.pyplot")  # for gymnax's own drawings: a second to import
@@ -15,6 +18,7 @@ import_when_used("seaborn", "matplotlib.pyplot")  # for gymnax's own drawings: a
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 
 # The returns at which Gym's registry calls an environment solved.
@@ -27,6 +31,20 @@ SOLVED = {
 }
 
 
+# The methods that are used, the first of several names, and what they are called with.
+INTERFACE = (
+    (("reset_env", "reset"), ("key", "params")),
+    (("step_env", "step"), ("key", "state", "action", "params")),
+    (("action_space",), ("params",)),
+    (("observation_space",), ("params",)),
+)
+
+BUILT_IN = frozenset(gymnax.registered_envs)
+MNIST, MNIST_FOLDER = "MNISTBandit-bsuite", Path("/tmp/mnist")  # where Gymnax looks for its data
+MNIST_FILES = tuple(f"{part}-ubyte.gz" for part in (
+    "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"))
+
+
 class Step(NamedTuple):
     """What arrives at time t because of a_{t-1}: the time line of dreamer.py, without a_t."""
 
@@ -37,6 +55,16 @@ class Step(NamedTuple):
     is_terminal: jax.Array  # [] the world ended here; never true for a time limit
 
 
+class Outcome(NamedTuple):
+    """What a step of an environment's own gives."""
+
+    x: Any
+    inner: Any
+    r: Any
+    ended: Any  # the world ended
+    cut: Any  # a time limit did
+
+
 class EnvState(NamedTuple):
     """Gymnax's own state, and whether its episode is over."""
 
@@ -45,7 +73,7 @@ class EnvState(NamedTuple):
 
 
 class Environment:
-    """One Gymnax environment; hashable by identity, so that it may be a static argument.
+    """One environment with Gymnax's interface; hashable, so that it may be a static argument.
 
     `x_shape`, `x_dtype` and `is_image` describe the observation (`raw_shape` Gymnax's own),
     `action_size` and `discrete` the action, `solved` is the return that counts as solved (None
@@ -54,18 +82,19 @@ class Environment:
     def __init__(self, name, env, params, observation):
         self.name, self.env, self.params = name, env, params
         self.solved = SOLVED.get(name)
-        self.action_space = _action_space(name, env.action_space(params))
+        self._reset, self._step, acts, seen = guests.methods(name, env, INTERFACE)
+        self.action_space = _action_space(name, guests.call(name, acts, params))
         self.discrete = isinstance(self.action_space, spaces.Discrete)
-        space, raw = self.action_space, _observation(name, env, params)
+        space, self._seen = self.action_space, self._raw()
         self.action_size = int(space.n if self.discrete else max(1, _size(space.shape)))
-        self.raw_shape, declared = raw.shape, env.observation_space(params)
-        self.classes = declared.n if raw.shape == () and hasattr(declared, "n") else None
-        self.is_image = _is_image(name, raw.shape, observation)
-        self.x_shape, self.x_dtype = self._kind(raw)
+        self.raw_shape, declared = self._seen.shape, guests.call(name, seen, params)
+        self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
+        self.is_image = _is_image(name, self.raw_shape, observation)
+        self.x_shape, self.x_dtype = self._kind(self._seen)
 
     def reset(self, key):
         """The first row of an episode: -> EnvState, Step"""
-        x, inner = self.env.reset_env(key, self.params)
+        x, inner = self._fresh(key)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
         return EnvState(inner, no), Step(self.observation(x), jnp.zeros(()), yes, no, no)
 
@@ -73,17 +102,48 @@ class Environment:
         """Carry out an action [A] -> EnvState, Step
 
         After the last row of an episode the action is ignored and the next episode's first row
-        comes. `step_env` is called, never `step`: that one resets by itself and hides the last
-        observation."""
+        comes. Gymnax's `step_env` is called where there is one, never its `step`: that one resets
+        by itself."""
         step_key, reset_key = jax.random.split(key)
-        action = self.action(action)
-        x, inner, r, ended, _ = self.env.step_env(step_key, state.inner, action, self.params)
-        ended = jnp.asarray(ended, bool)
-        over = ended | jnp.asarray(self.env.is_truncated(inner, self.params), bool)
-        no, r = jnp.zeros((), bool), jnp.asarray(r, jnp.float32).reshape(())
+        x, inner, *numbers = self._played(step_key, state.inner, self.action(action))
+        guests.same_shapes(self.name, "observation", self._seen, x)
+        guests.same_shapes(self.name, "state", state.inner, inner)
+        kinds = {"reward": jnp.float32, "terminated": bool, "truncated": bool}
+        r, ended, cut = (guests.scalar(self.name, what, number, kind)
+                         for number, (what, kind) in zip(numbers, kinds.items()))
+        no, over = jnp.zeros((), bool), ended | cut
         played = EnvState(inner, over), Step(self.observation(x), r, no, over, ended)
         fresh = self.reset(reset_key)
         return jax.tree.map(lambda new, old: jnp.where(state.over, new, old), fresh, played)
+
+    def _fresh(self, key):
+        """Observation and state with which an episode begins."""
+        found = guests.call(self.name, self._reset, key, self.params)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise _wrong(self.name, "reset", found, "2: observation, state")
+        return found
+
+    def _played(self, key, inner, action):
+        """A step of the environment's own -> Outcome
+
+        A `step` that resets by itself hands the last observation over in its info."""
+        found = guests.call(self.name, self._step, key, inner, action, self.params)
+        fits = isinstance(found, tuple) and len(found) in (5, 6) and isinstance(found[-1], dict)
+        if not fits:
+            raise _wrong(self.name, "step", found, "5 or 6: observation, state, reward, "
+                         "terminated, (truncated,) info, the last a dict")
+        x, inner, r, ended, *cut, info = found
+        if not cut and hasattr(self.env, "is_truncated"):
+            cut = [guests.call(self.name, self.env.is_truncated, inner, self.params)]
+        return Outcome(info.get("final_observation", x), inner, r, ended, *(cut or [False]))
+
+    def _raw(self):
+        """Shape and dtype of the raw observation: of the array, declared bounds may be wrong."""
+        raw, _ = jax.eval_shape(self._fresh, jax.random.key(0))
+        if not isinstance(raw, jax.ShapeDtypeStruct):
+            raise guests.GuestError(f"run.env: {self.name} has observations of type "
+                                    f"{type(raw).__name__}, expected one array")
+        return raw
 
     def describe(self):
         """One line for people: name, observation, action, time limit."""
@@ -120,23 +180,89 @@ class Environment:
         return (space.low + share * (space.high - space.low)).astype(space.dtype)
 
 
-def make(name, observation="auto"):
-    """An environment by its Gymnax id; `observation` is "auto", "vector" or "image".
+def make(name, observation="auto", changes=None):
+    """An environment: of Gymnax by its id, or the user's own as "package.module:factory".
 
-    Images are arrays of three axes, or of two with at least 4 pixels each; a scalar integer
-    becomes one-hot; the rest becomes one flat vector.
+    A factory gives an object with Gymnax's interface, alone or as (object, parameters); the name
+    behind the colon may also be an id that the module registers with Gymnax. `changes` maps names
+    of the environment's parameters to other values; `observation` is "auto", "vector" or "image":
+    images are arrays of three axes, or of two with at least 4 pixels each; a scalar integer becomes
+    one-hot; the rest becomes one flat vector.
 
-    Raises: ValueError, one clear line, for an unknown id or a space that is not supported."""
+    Raises: ValueError, one clear line, for an unknown id or what cannot be learned from."""
+    env, params = _own(name) if ":" in name else _registered(name)
+    params = guests.with_values(name, params, changes)
+    environment = Environment(name, env, params, observation)
+    if name not in BUILT_IN:
+        _try_out(environment)
+    return environment
+
+
+def _registered(name):
+    """(environment, parameters) by an id that Gymnax knows."""
     if name not in gymnax.registered_envs:
         near = difflib.get_close_matches(name, gymnax.registered_envs, 3, 0.3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(
-            f"run.env: expected one of gymnax.registered_envs, found {name!r}{hint}")
-    if name == "MNISTBandit-bsuite":
-        raise ValueError(
-            f"run.env: {name} downloads a data set when it is made and is not supported")
-    env, params = gymnax.make(name)
-    return Environment(name, env, params, observation)
+        raise guests.GuestError(
+            f"run.env: expected one of --list-envs or your own package.module:factory, "
+            f"found {name!r}{hint}")
+    if name == MNIST and not all((MNIST_FOLDER / file).is_file() for file in MNIST_FILES):
+        raise guests.GuestError(
+            f"run.env: {name} wants to download its data; expected in {MNIST_FOLDER}: "
+            f"{', '.join(MNIST_FILES)}")
+    return guests.call(name, gymnax.make, name)
+
+
+def _own(name):
+    """(environment, parameters) of the user's own environment."""
+    factory = guests.find(name, gymnax.registered_envs)
+    if factory is None:
+        return _registered(name.partition(":")[2])
+    if not callable(factory):
+        raise guests.GuestError(
+            f"run.env: {name} is of type {type(factory).__name__}, expected a class or function "
+            "that gives an environment")
+    made = guests.call(name, factory)
+    if isinstance(made, tuple) and len(made) == 2:
+        return made
+    return made, getattr(made, "default_params", None)
+
+
+def _try_out(env):
+    """Play some steps at random: is all that the environment gives finite?
+
+    Raises: ValueError naming the first entry that is not, and when."""
+    episodes, steps = 8, 100
+    reset_key, play_key = jax.random.split(jax.random.key(0))
+    x, r = _at_random(env, jax.random.split(reset_key, episodes), jax.random.split(play_key, steps))
+    for what, values in (("observation", x.reshape(steps, episodes, -1)), ("reward", r[..., None])):
+        found = np.argwhere(~np.isfinite(values))
+        if len(found):
+            step, episode, entry = (int(n) for n in found[0])
+            place = f" entry {entry} of" if what == "observation" else ""
+            raise guests.GuestError(
+                f"run.env: {env.name}:{place} the {what} is {values[step, episode, entry]} "
+                f"after {step} steps of random actions, expected finite numbers")
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_random(env, reset_keys, keys):
+    """Observations [steps, episodes, X] and rewards [steps, episodes] of random actions."""
+
+    def step(carry, key):
+        state, now = carry
+        action_key, step_key = jax.random.split(key)
+        actions = jax.random.normal(action_key, (len(now.r), env.action_size))
+        keys = jax.random.split(step_key, len(now.r))
+        return jax.vmap(env.step)(keys, state, actions), (now.x, now.r)
+
+    _, rows = jax.lax.scan(step, jax.vmap(env.reset)(reset_keys), keys)
+    return rows
+
+
+def _wrong(name, what, found, expected):
+    count = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
+    return guests.GuestError(f"run.env: {name}: a {what} gives {count}, expected {expected}")
 
 
 def _size(shape):
@@ -148,18 +274,13 @@ def _size(shape):
 
 def _action_space(name, space):
     if not isinstance(space, (spaces.Discrete, spaces.Box)):
-        raise ValueError(
+        raise guests.GuestError(
             f"run.env: {name} has actions of type {type(space).__name__}, expected Discrete or Box")
+    if isinstance(space, spaces.Box):
+        bounds = np.broadcast_to(space.low, space.shape), np.broadcast_to(space.high, space.shape)
+        if not np.isfinite(bounds).all():
+            raise guests.GuestError(f"run.env: {name} has actions without bounds")
     return space
-
-
-def _observation(name, env, params):
-    """Shape and dtype of the raw observation: of the array itself, declared bounds may be wrong."""
-    raw, _ = jax.eval_shape(env.reset_env, jax.random.key(0), params)
-    if not isinstance(raw, jax.ShapeDtypeStruct):
-        raise ValueError(
-            f"run.env: {name} has observations of type {type(raw).__name__}, expected one array")
-    return raw
 
 
 def _is_image(name, shape, observation):

@@ -171,10 +171,17 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        layout = ("NHWC", "HWIO", "NHWC")
-        kernel = self.kernel[...]
-        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-        return y + self.bias[...]
+        """As matrix products: a row of the kernel is laid out beside the pixels before the product,
+        its column is added up after it. XLA's own convolution takes ten times as long inside a
+        loop on a CPU (measured with jax 0.10.2)."""
+        kernel, (height, width) = self.kernel[...], x.shape[1:3]
+        size, _, inputs, outputs = kernel.shape
+        before, after = (size - 1) // 2, size // 2  # what keeps height and width
+        padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+        wide = jnp.concatenate([padded[:, :, i : i + width] for i in range(size)], -1)
+        columns = kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
+        y = (wide @ columns).reshape(*wide.shape[:3], size, outputs)
+        return sum(y[:, i : i + height, :, i] for i in range(size)) + self.bias[...]
 
 
 def max_pool(x):

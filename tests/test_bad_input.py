@@ -78,7 +78,7 @@ def _refused(capsys, *argv):
     (["--print-config=5"], ["--print-config", "'5'"]),
     (["--seed"], ["--seed", "expected one argument"]),
     (["7"], ["7", "unknown flag"]),
-    (["--env", "MNISTBandit-bsuite"], ["run.env", "MNISTBandit-bsuite", "not supported"]),
+    (["--env", "MNISTBandit-bsuite"], ["run.env", "MNISTBandit-bsuite", "download"]),
     (["--env", "Breakout-MinAtar", "--set", "model.multipliers=[1]", "--set", "model.depth=3"],
      ["model.depth", "multiple of model.blocks = 8", "found 3"]),
     (["--set", "run.observation=image"], ["run.observation", "2 or 3 axes", "CartPole-v1"]),

@@ -4,22 +4,20 @@
 docs/cartpole.png; `python -m tests.test_cartpole` then prints the table for the README.
 """
 
-import datetime
 import json
 import multiprocessing
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from utils import plots
+from utils.machine import machine
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PICTURE = ROOT / "docs" / "cartpole.json", ROOT / "docs" / "cartpole.png"
@@ -63,17 +61,6 @@ def evaluations(path):
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     name = "charts/eval_return"
     return [[row["step"], row[name]] for row in rows if name in row]
-
-
-def machine():
-    """What the figures depend on beside the program: date, processor and versions."""
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpus": len(os.sched_getaffinity(0)), "model": (names or ["unknown"])[0]},
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in ("jax", "flax")},
-    }
 
 
 def table(results):

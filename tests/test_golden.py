@@ -134,13 +134,25 @@ def world_model(model, x_shape, arrays):
 @pytest.mark.parametrize("name, make, parameters", [
     ("linear", partial(models.Linear, 12, 8), ["kernel", "bias"]),
     ("blocklinear", partial(models.BlockLinear, 12, 16, 4), ["kernel", "bias"]),
-    ("conv", partial(models.Conv, 3, 6, 5), ["kernel", "bias"]),
     ("rmsnorm", lambda rngs: models.RMSNorm(12, PAPER.model.norm_eps), ["scale"]),
 ])
 def test_a_layer_is_the_official_layer(name, make, parameters):
     data = recorded("3b_layers")
     layer = module(make, {leaf: data[f"{name}_{leaf}"] for leaf in parameters})
     assert_close(layer(data[f"{name}_in"]), data[f"{name}_out"])
+
+
+def test_a_convolution_is_the_official_one_to_the_rounding_of_the_official_one():
+    data = recorded("3b_layers")
+    x, kernel = data["conv_in"].astype(np.float64), data["conv_kernel"].astype(np.float64)
+    padded, (height, width) = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))), x.shape[1:3]
+    exact = data["conv_bias"] + sum(
+        padded[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(5) for j in range(5))
+    layer = module(partial(models.Conv, 3, 6, 5),
+                   {leaf: data[f"conv_{leaf}"] for leaf in ("kernel", "bias")})
+    official = np.abs(data["conv_out"] - exact).max()
+    assert official <= 1e-6 * np.abs(exact).max()  # 75 float32 products of up to 22 each
+    assert np.abs(layer(data["conv_in"]) - exact).max() <= 2 * official
 
 
 def test_a_hidden_layer_ends_in_the_official_silu():

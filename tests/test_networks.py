@@ -49,6 +49,15 @@ def test_every_image_size_comes_back_and_has_the_tokens_that_were_announced(
     assert announced.shape == (smallest[0] * smallest[1] * channels * MODEL.depth,)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_a_convolution_is_that_of_jax_for_any_kernel_and_any_image(size):
+    layer = models.Conv(3, 4, size, rngs())
+    x = jax.random.normal(KEY, (2, 6, 7, 3))
+    expected = jax.lax.conv_general_dilated(
+        x, layer.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    assert_allclose(layer(x), expected, atol=1e-5)
+
+
 def test_images_are_halved_while_they_stay_at_least_as_large_as_the_seed():
     sizes = [models.image_sizes(shape, (2, 3, 4, 4), 4) for shape in ((64, 64), (7, 9), (8, 99))]
     assert sizes[0] == [(64, 64), (32, 32), (16, 16), (8, 8), (4, 4)]

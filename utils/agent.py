@@ -41,7 +41,8 @@ class Agent:
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{run}: holds no run (no config.yaml)")
         self.config = configuration.load(run / "config.yaml", Config)
-        self.env = gymnax_wrappers.make(self.config.run.env, self.config.run.observation)
+        settings = self.config.run
+        self.env = gymnax_wrappers.make(settings.env, settings.observation, settings.env_params)
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():

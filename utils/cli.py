@@ -12,11 +12,14 @@ from utils.settings import MAY_CHANGE
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
 TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
+LIST = "list_envs"  # the flag, and the tool, that needs no run
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked for: train (`tool` None), anew or from the folder `run`, or a tool."""
+    """What the user asked for: train (`tool` None), anew or from the folder `run`, or a tool.
+
+    `config` and `run` are None for the tool `LIST`."""
 
     config: Any
     seeds: int  # agents side by side
@@ -37,6 +40,8 @@ def parse(argv, schema, description):
         names = [name for action in parser._actions for name in action.option_strings]
         near = configuration.nearest(unknown[0], names)
         raise configuration.ConfigError(f"{unknown[0]}: unknown flag{near}")
+    if flags.list_envs:
+        return Command(None, 1, None, None, LIST)
     task, run = _existing_run(flags)
     path = flags.config or (Path(run) / "config.yaml" if run else _default_config())
     sets = list(flags.set) + [
@@ -44,8 +49,10 @@ def parse(argv, schema, description):
             ("env", flags.env), ("seed", flags.seed), ("steps", flags.steps),
             ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes))
         if value is not None
-    ]
+    ] + [_env_param(text) for text in flags.env_param]
     config = configuration.load(path, schema, flags.preset, sets)
+    if config.run.env in configuration.presets(path):  # its own block comes first
+        config = configuration.load(path, schema, [config.run.env, *flags.preset], sets)
     if run:
         configuration.load(Path(run) / "config.yaml", schema)  # if it is broken, that is said
         check_unchanged(config, (Path(run) / "config.yaml").read_text(encoding="utf-8"), task, run)
@@ -57,6 +64,14 @@ def parse(argv, schema, description):
         sys.exit(0)
     seeds = _seeds(flags.seeds, config, task)
     return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None)
+
+
+def _env_param(text):
+    """--env-param key=value as --set has it."""
+    key, equals, value = text.partition("=")
+    if not (key.strip().isidentifier() and equals and value.strip()):
+        raise configuration.ConfigError(f"--env-param: expected key=value, found {text!r}")
+    return f"run.env_params.{key.strip()}={value}"
 
 
 def _seeds(text, config, task):
@@ -113,7 +128,7 @@ def check_unchanged(config, text, task, run):
             f"only {', '.join(allowed)} may change")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line, without the usage in front of it."""
 
     def error(self, message):
@@ -137,10 +152,15 @@ def reason(error, folder=None):
 
 
 def _parser(description):
-    parser = _Parser("dreamer.py", description=description, add_help=False, allow_abbrev=False)
+    parser = Parser("dreamer.py", description=description, add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE",
                         help="YAML file with every number (default: dreamer.yaml)")
-    parser.add_argument("--env", metavar="ID", help="Gymnax environment (run.env)")
+    parser.add_argument("--env", metavar="ID", help="Gymnax environment, or your own "
+                        "package.module:factory (run.env)")
+    parser.add_argument("--env-param", metavar="KEY=VALUE", action="append", default=[],
+                        help="change a parameter of the environment (run.env_params); may repeat")
+    parser.add_argument("--list-envs", action="store_true",
+                        help="print the environments of Gymnax and their reference scores")
     parser.add_argument("--seed", metavar="N", help="seed of all randomness (run.seed)")
     parser.add_argument("--seeds", metavar="N",
                         help="train N agents side by side, from run.seed on (default: 1)")
@@ -184,6 +204,8 @@ def _table(config):
 def _show(value):
     if isinstance(value, (tuple, list)):
         return ",".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_show(entry)}" for name, entry in value.items()) or "-"
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

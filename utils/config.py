@@ -49,6 +49,13 @@ def load(path, schema, presets=(), sets=()):
         raise ConfigError(f"{path}: {error}") from None
 
 
+def presets(path):
+    """The names of the blocks in a YAML file that overlay its numbers.
+
+    Raises: ConfigError."""
+    return list(_mapping(read(path).get("presets"), f"{path}: presets"))
+
+
 def read(path):
     """The mapping in a YAML file, by the safe loader.
 
@@ -144,8 +151,12 @@ def _mapping(value, where):
 
 
 def _overlay(values, newer):
+    """Newer values in place of older ones; a mapping keeps its names that are not in the newer."""
     for section, keys in newer.items():
-        values[section].update(keys)
+        for key, value in keys.items():
+            old = values[section].get(key)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            values[section][key] = old | value if both else value
 
 
 def _sections(tree, schema, where, complete=False):
@@ -183,13 +194,14 @@ def _keys(keys, schema, where, complete):
 def _parse_set(text, schema):
     path, equals, value = text.partition("=")
     section, dot, key = path.strip().partition(".")
+    key, inside, name = key.partition(".")
     if not (equals and dot and section and key):
         raise ConfigError(f"--set: expected section.key=value, found {text!r}")
     try:
         parsed = yaml.load(value, Loader=_UniqueKeys)
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"--set {text}{_yaml_fault(error)}") from None
-    return _sections({section: {key: parsed}}, schema, "--set")
+    return _sections({section: {key: {name: parsed} if inside else parsed}}, schema, "--set")
 
 
 def _value(value, kind, bounds, where):
@@ -198,10 +210,21 @@ def _value(value, kind, bounds, where):
         if not isinstance(value, list) or not value:
             raise ConfigError(f"{where}: expected a list of whole numbers, found {_show(value)}")
         return tuple(_value(item, int, {"low": 1}, where) for item in value)
+    if kind is dict:
+        return _entries(value, where)
     found, value = value, _coerce(value, kind)
     if value is None or not _within(value, bounds):
         raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {_show(found)}")
     return value
+
+
+def _entries(value, where):
+    """A mapping of names to plain values, or to lists of them."""
+    for name, entry in _mapping(value, where).items():
+        if not isinstance(name, str) or not isinstance(entry, (bool, int, float, str, list)):
+            raise ConfigError(f"{where}: expected names with numbers, truths or lists, "
+                              f"found {name}: {_show(entry)}")
+    return dict(value or {})
 
 
 def _coerce(value, kind):

@@ -24,7 +24,8 @@ def make_folder(logdir, env, seed):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not logdir:
-            folder = _new_folder(folder / f"{env}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}")
+            name = f"{env}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+            folder = _new_folder(folder / name.replace(":", "-"))  # of package.module:factory
         with tempfile.TemporaryFile(dir=folder):
             pass  # the only sure sign that a folder can be written is a file in it
     except OSError as error:

@@ -101,11 +101,55 @@ def mean_curve(curves):
     grid = np.unique(np.concatenate([steps for _, steps, _ in curves]))
     grid = grid[(grid >= first) & (grid <= last)]
     values = np.array([np.interp(grid, steps, values) for _, steps, values in curves])
-    n = len(curves)
+    return grid, *mean_interval(values)
+
+
+def mean_interval(values):
+    """Mean over seeds and half its 95% interval, 0 for a single seed.
+
+    Shapes: values [seeds, ...] -> [...], [...]."""
+    n, values = len(values), np.asarray(values)
     if n == 1:
-        return grid, values[0], np.zeros(len(grid))
+        return values[0], np.zeros_like(values[0])
     factor = T95[min(n - 2, len(T95) - 1)]
-    return grid, values.mean(0), factor * values.std(0, ddof=1) / n**0.5
+    return values.mean(0), factor * values.std(0, ddof=1) / n**0.5
+
+
+def suite(path, results, references):
+    """Draw a small learning curve for each environment of utils/suite.py into a PNG file.
+
+    `results` as its results.json, `references` {environment: return or None}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns = min(5, len(results))
+    rows = math.ceil(len(results) / columns)
+    with matplotlib.rc_context(LOOK):
+        figure = Figure(figsize=(3.6 * columns, 3 * rows + 0.6), layout="constrained")
+        grid = figure.add_gridspec(rows, columns)
+        for index, (name, found) in enumerate(results.items()):
+            ax = figure.add_subplot(grid[divmod(index, columns)])
+            _draw_environment(ax, found, references.get(name))
+            ax.set_title(name, fontsize="medium")
+        handles = {line.get_label(): line for ax in figure.axes for line in ax.lines
+                   if not line.get_label().startswith("_")}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+        figure.supxlabel("environment steps", fontsize="medium")
+        figure.supylabel("evaluation return", fontsize="medium")
+        figure.savefig(path, format="png")
+
+
+def _draw_environment(ax, found, reference):
+    """One environment: its seeds, their mean, the random policy and the reference."""
+    curves = [(seed["seed"], *zip(*seed["curve"])) for seed in found["seeds"]]
+    for number, (_, steps, returns) in enumerate(curves):
+        ax.plot(steps, returns, lw=1.1, color=SKY, label="" if number else "a seed")
+    steps, mean, _ = mean_curve(curves)
+    ax.plot(steps, mean, lw=2.5, color=BLUE, label="mean")
+    ax.axhline(found["random"]["score"], ls=":", lw=1.8, color=GREY, label="random policy")
+    if reference is not None:
+        ax.axhline(reference, ls="--", lw=1.8, color=GREEN, label="reference")
+    _scale_steps(ax, _last_step([steps for _, steps, _ in curves]), ticks=3)
 
 
 def _draw_returns(ax, train, evaluations, solved):

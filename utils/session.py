@@ -18,17 +18,13 @@ from utils.cli import check_unchanged, reason
 from utils.config import differences, dump
 from utils.diary import Diary, episodes, evaluation
 from utils.display import Board, Display, Progress
+from utils.lock import lock
 from utils.logger import Logger, make_folder
 from utils.plots import PICTURE, draw_run, draw_seeds
 from utils.replay import restore
 from utils.settings import reseeded
 from utils.stop import Stop
 from utils.summary import describe
-
-try:
-    import fcntl
-except ImportError:  # Windows: there, a second process on one folder is not refused
-    fcntl = None
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # that a run's numbers depend on
 
@@ -47,7 +43,7 @@ class Run:
     def __init__(self, folder, config, env, began):
         self.folder, self.config, self.env, self.began = Path(folder), config, env, began
         self.best = self.saved = self.diary = None
-        self._lock = _lock(folder)
+        self._lock = lock(folder)
         self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
 
     def take_up(self):
@@ -312,21 +308,6 @@ def _state(loop, best):
     """What a checkpoint holds beside the replay, as one tree."""
     state = {"agent": loop.agent, "player": loop.player, "key": loop.key}
     return state if best is None else state | {"best": best}
-
-
-def _lock(folder):
-    """An open descriptor of the folder that no other process may hold: let go when this one ends.
-
-    Raises: ValueError where another process holds it."""
-    if fcntl is None:
-        return os.open(os.devnull, os.O_RDONLY)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{folder}: another process is running there") from None
-    return descriptor
 
 
 def _versions():

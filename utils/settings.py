@@ -21,7 +21,8 @@ MAY_CHANGE = {
 class Run:
     """What is run, for how long, and how often it is looked at."""
 
-    env: str = setting("Gymnax environment id")
+    env: str = setting("Gymnax environment id, or your own package.module:factory")
+    env_params: dict = setting("parameters of the environment that are other than its own")
     observation: str = setting("how x is read", choices=("auto", "vector", "image"))
     seed: int = setting("seed of all randomness", low=0, below=2**32)
     steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)

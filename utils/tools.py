@@ -13,9 +13,12 @@ import numpy as np
 from flax import nnx
 
 import dreamer
+import gymnax_wrappers
 from utils import film
 from utils.agent import Agent
+from utils.cli import LIST
 from utils.drawings import draw
+from utils.references import REFERENCES
 
 EVALUATIONS = "evaluations.jsonl"
 STREAM = 2  # of the seed's random numbers: the run itself uses 0 and 1
@@ -25,12 +28,33 @@ def run(command):
     """Do what the Command asks for -> exit status
 
     Raises: ValueError, one line, for a folder without a run or without weights."""
+    if command.tool == LIST:
+        print(environments())
+        return 0
     try:
         agent, tools = Agent(command.run), {"eval": score, "watch": watch}
         tools[command.tool](agent, command.config, Path(command.run))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def environments():
+    """A table of the environments of Gymnax: what comes in and goes out, limits, known returns."""
+    lines = [f"{'environment':26}{'observation':14}{'actions':10}{'limit':>6}{'reference':>11}  of"]
+    for name, reference in REFERENCES.items():
+        env = gymnax_wrappers.make(name)
+        seen = "x".join(str(n) for n in env.raw_shape) or f"one of {env.classes}"
+        acts = env.action_size if env.discrete else f"{env.action_size} in ±{_bound(env):g}"
+        known = "-" if reference.score is None else f"{reference.score:g}"
+        lines.append(f"{name:26}{seen:14}{acts:<10}{int(env.params.max_steps_in_episode):6}"
+                     f"{known:>11}  {reference.source}")
+    return "\n".join(lines)
+
+
+def _bound(env):
+    """The largest bound of continuous actions."""
+    return float(np.max(np.abs(env.action_space.high)))
 
 
 def score(agent, config, folder):
