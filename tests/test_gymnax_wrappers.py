@@ -335,9 +335,23 @@ def test_an_unknown_name_is_answered_with_the_nearest_names_and_where_the_list_i
     assert "CartPole-v1" in message
 
 
-def test_the_mnist_bandit_is_refused_without_trying_to_download(monkeypatch):
+def test_the_mnist_bandit_is_refused_without_trying_to_download(monkeypatch, tmp_path):
     monkeypatch.setattr(load_mnist, "load_mnist", lambda: pytest.fail("tried to load MNIST"))
-    assert "download" in error_of(gymnax_wrappers.make, "MNISTBandit-bsuite")
+    monkeypatch.setattr(gymnax_wrappers, "MNIST_FOLDER", tmp_path)
+    for name in gymnax_wrappers.MNIST_FILES[:3]:
+        (tmp_path / name).touch()
+    message = error_of(gymnax_wrappers.make, "MNISTBandit-bsuite")
+    assert "download" in message and gymnax_wrappers.MNIST_FILES[3] in message
+
+
+def test_the_mnist_bandit_is_an_image_of_28_pixels_where_its_data_is_there(monkeypatch, tmp_path):
+    digits = np.zeros((3, 28, 28), np.int8), np.arange(3, dtype=np.uint8)
+    monkeypatch.setattr(load_mnist, "load_mnist", lambda: (digits, digits))
+    monkeypatch.setattr(gymnax_wrappers, "MNIST_FOLDER", tmp_path)
+    for name in gymnax_wrappers.MNIST_FILES:
+        (tmp_path / name).touch()
+    env = gymnax_wrappers.make("MNISTBandit-bsuite")
+    assert env.x_shape == (28, 28, 1) and env.x_dtype == jnp.uint8 and env.action_size == 10
 
 
 def test_an_image_cannot_be_asked_of_a_vector():

@@ -16,6 +16,7 @@ from PIL import Image
 import dreamer
 from gymnax_wrappers import Step, make
 from utils import config, weights
+from utils.references import REFERENCES
 from utils.settings import Config
 
 ROOT = Path(__file__).parent.parent
@@ -201,8 +202,22 @@ class Painter:
         return Step(picture, jnp.float32(reward), t == 0, t == 5, jnp.zeros((), bool))
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "Painter"])
-def test_vectors_and_images_with_either_kind_of_action_are_learned_from(env):
+@pytest.mark.slow
+@pytest.mark.parametrize("env", sorted(REFERENCES))
+def test_every_environment_is_trained_for_a_few_hundred_steps(env, tmp_path):
+    done = _run(tmp_path, "--env", env, "--preset", "debug", "--set", "run.eval_limit=50")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    rows = _rows(run / "metrics.jsonl")
+    assert rows[-1]["step"] >= 640 and "charts/score_return" in rows[-1]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+
+
+# One of each kind: floats and box actions, pixels on two axes, pixels on three, whole numbers, one
+# whole number, and what no environment of Gymnax has.
+@pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "Breakout-MinAtar",
+                                 "FourRooms-misc", "FrozenLake-misc", "Painter"])
+def test_each_kind_of_observation_and_action_is_learned_from(env):
     sizes = ["replay.batch=2", "replay.length=4", "replay.capacity=200", "learning.imagination=2",
              "run.train_ratio=8", "optimizer.warmup=0"]
     settings = config.load(SHIPPED, Config, ["debug"], sizes)

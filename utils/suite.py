@@ -45,6 +45,8 @@ def main(argv=None):
             return 0
         plan = [(env, seed) for seed in range(flags.seeds) for env in flags.env or REFERENCES]
         configs = [_config(flags.config, *run) for run in plan]
+        for env in flags.env or ():
+            gymnax_wrappers.make(env)
         for folder in (flags.results, flags.runs):
             folder.mkdir(parents=True, exist_ok=True)
         read(flags.results)  # if it is broken, that is said before anything runs

@@ -1,0 +1,206 @@
+"""The runs behind the table of all environments: made once, gone on with, shown as they were."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gymnax_wrappers
+from utils import config, suite
+from utils.references import REFERENCES, Reference
+from utils.settings import Config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "docs"
+# What a block of an environment may change: the rest is one set of numbers for all.
+OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
+       "model": None}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A configuration file whose defaults are those of `debug`, with a block of an environment."""
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.steps=300"])
+    path = tmp_path / "tiny.yaml"
+    block = "presets:\n  Catch-bsuite: {run: {steps: 320}}\n"
+    path.write_text(config.dump(settings) + block, encoding="utf-8")
+    return path
+
+
+def call(tiny, *flags):
+    """The command, in this process, with its folders beside the configuration."""
+    return suite.main(["--config", str(tiny), "--results", str(tiny.parent / "results"),
+                       "--runs", str(tiny.parent / "runs"), *flags])
+
+
+def test_a_run_is_made_kept_drawn_and_not_made_again(tiny, capsys, monkeypatch):
+    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
+    assert "begins" in capsys.readouterr().out
+    found = suite.read(tiny.parent / "results")["Catch-bsuite"]
+    (seed,) = found["seeds"]
+    last = [json.loads(line) for line in (
+        tiny.parent / "runs" / "Catch-bsuite-0" / "run" / "metrics.jsonl").open()][-1]
+    assert seed["score"] == found["score"] == last["charts/score_return"]
+    assert seed["steps"] == last["step"] >= 320 and found["block"] == {"run": {"steps": 320}}
+    assert seed["curve"] and seed["updates"] > 0 and seed["seconds"] > 0
+    assert seed["versions"]["jax"] and seed["date"] and seed["machine"]["cpus"]
+    assert -0.8 < found["random"]["score"] < -0.4
+    Image.open(tiny.parent / "results" / "results.png").verify()
+    monkeypatch.setattr(suite, "_train", lambda *_: pytest.fail("made a second time"))
+    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
+    assert "done before" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Runs take no time: each leaves a score that is its seed. -> what was begun, in order"""
+    begun = []
+
+    def train(run, folder, path):
+        begun.append((run.run.env, run.run.seed))
+        return 0
+
+    def result(run, folder):
+        return {"seed": run.run.seed, "mark": suite._mark(run), "score": float(run.run.seed),
+                "last": 0.0, "steps": 100, "updates": 10, "seconds": 60,
+                "curve": [[50, 0.0], [100, float(run.run.seed)]]}
+
+    monkeypatch.setattr(suite, "_train", train)
+    monkeypatch.setattr(suite, "_result", result)
+    monkeypatch.setattr(suite, "random_policy", lambda name: {"score": -1.0, "episodes": 1,
+                                                              "interval": 0.0})
+    return begun
+
+
+def test_seeds_are_averaged_with_the_interval_of_students_t(tiny, pretend):
+    assert call(tiny, "--env", "Catch-bsuite", "--env", "DeepSea-bsuite", "--seeds", "3") == 0
+    assert pretend == [(env, seed) for seed in range(3) for env in ("Catch-bsuite",
+                                                                    "DeepSea-bsuite")]
+    found = suite.read(tiny.parent / "results")
+    assert list(found) == ["Catch-bsuite", "DeepSea-bsuite"]
+    assert found["Catch-bsuite"]["score"] == 1.0
+    assert found["Catch-bsuite"]["interval"] == pytest.approx(4.303 / 3**0.5, rel=1e-4)
+
+
+def test_a_run_with_other_numbers_is_made_again_in_the_place_of_the_old_one(tiny, pretend):
+    call(tiny, "--env", "Catch-bsuite", "--seeds", "2")
+    tiny.write_text(tiny.read_text(encoding="utf-8").replace("320", "340"), encoding="utf-8")
+    call(tiny, "--env", "Catch-bsuite", "--seeds", "1")
+    assert pretend == [("Catch-bsuite", 0), ("Catch-bsuite", 1), ("Catch-bsuite", 0)]
+    found = suite.read(tiny.parent / "results")["Catch-bsuite"]
+    assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+
+
+def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch, capsys):
+    monkeypatch.setattr(suite, "_train", lambda run, folder, path: run.run.env == "Catch-bsuite")
+    assert call(tiny, "--env", "Catch-bsuite", "--env", "DeepSea-bsuite", "--seeds", "1") == 1
+    said = capsys.readouterr().out
+    assert "Catch-bsuite, seed 0: ended with status True, see" in said
+    assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
+
+
+def test_an_interrupted_suite_stops_its_run_and_goes_on_with_it_when_started_again(tiny):
+    command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "CartPole-v1",
+               "--seeds", "1", "--results", tiny.parent / "results", "--runs", tiny.parent / "runs"]
+    log = tiny.parent / "runs" / "CartPole-v1-0" / "log.txt"
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+        while "device" not in (log.read_text(encoding="utf-8") if log.exists() else ""):
+            assert first.poll() is None
+            time.sleep(0.1)
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as second:
+            assert "another process is at it" in second.stdout.read()
+        os.kill(first.pid, signal.SIGINT)
+        assert "the same command goes on" in first.stdout.read()
+    assert first.returncode == 130 and second.returncode == 0
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "goes on" in done.stdout
+    assert "resuming" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--env", "Catch"], ["'Catch'", "Catch-bsuite"]),
+    (["--seeds", "0"], ["--seeds", "from 1 on", "0"]),
+    (["--seeds", "few"], ["--seeds", "'few'"]),
+    (["--sedes", "2"], ["--sedes"]),
+    (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+])
+def test_a_wrong_flag_gets_one_line_and_status_2(flags, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert suite.main(flags) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and not os.listdir()
+    for word in words:
+        assert word in said.err
+
+
+def test_results_that_are_not_json_are_named_before_anything_runs(tmp_path, capsys, pretend):
+    (tmp_path / "results.json").write_text("{", encoding="utf-8")
+    assert suite.main(["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 2
+    assert "results.json: is not JSON" in capsys.readouterr().err and not pretend
+
+
+@pytest.mark.parametrize("score, interval, reference, word", [
+    (1.0, 0.0, 1.0, "yes"), (0.9996, 0.0, 1.0, "yes"), (0.9, 0.2, 1.0, "within ±"),
+    (0.9, 0.05, 1.0, "no"), (-131.0, 0.5, -130.0, "no"), (-129.0, 0.0, -130.0, "yes"),
+    (5.0, 1.0, None, "-"),
+])
+def test_a_score_reaches_its_reference_or_does_not(score, interval, reference, word):
+    found = {"score": score, "interval": interval}
+    assert suite.reached(found, Reference(reference, "")) == word
+
+
+def test_the_random_policy_of_a_known_game_gets_what_it_must():
+    found = suite.random_policy("SimpleBandit-bsuite")  # one arm of eleven, 0 to 1
+    assert abs(found["score"] - 0.5) < 0.04 and 0.015 < found["interval"] < 0.025
+
+
+def test_every_environment_of_gymnax_that_can_run_has_its_reference():
+    assert set(REFERENCES) == gymnax_wrappers.BUILT_IN - {gymnax_wrappers.MNIST}
+
+
+def blocks():
+    """{environment: its block} in dreamer.yaml."""
+    return {name: block for name, block in config.read(ROOT / "dreamer.yaml")["presets"].items()
+            if name in REFERENCES}
+
+
+def test_environments_differ_in_budget_and_size_alone_and_each_block_says_why():
+    assert blocks()
+    for name, block in blocks().items():
+        for section, keys in block.items():
+            assert section in OWN, name
+            assert OWN[section] is None or set(keys) <= OWN[section], name
+    text = (ROOT / "dreamer.yaml").read_text(encoding="utf-8")
+    for name in blocks():
+        assert re.search(rf"^  {re.escape(name)}:.*  # \S", text, re.MULTILINE), name
+
+
+def results():
+    """What docs/results.json holds."""
+    found = suite.read(RESULTS)
+    if not found:
+        pytest.skip("docs/results.json is not measured yet")
+    return found
+
+
+def test_the_readme_holds_the_table_of_the_results():
+    assert suite.table(results()) in README, "fill it by: python -m utils.suite --table"
+    assert (RESULTS / "results.png").exists()
+
+
+def test_the_results_were_made_with_the_numbers_that_are_shipped():
+    for name, found in results().items():
+        for seed in found["seeds"]:
+            now = suite._config(ROOT / "dreamer.yaml", name, seed["seed"])
+            assert seed["mark"] == suite._mark(now), (name, seed["seed"])
+        scores = [seed["score"] for seed in found["seeds"]]
+        assert found["score"] == pytest.approx(np.mean(scores))
