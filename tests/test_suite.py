@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 import gymnax_wrappers
-from utils import config, suite
+from utils import cli, config, suite
 from utils.references import REFERENCES, Reference
 from utils.settings import Config
 
@@ -60,22 +61,25 @@ def test_a_run_is_made_kept_drawn_and_not_made_again(tiny, capsys, monkeypatch):
     assert "done before" in capsys.readouterr().out
 
 
+def _no_time(begun, run, folder, path):
+    """Stands in for a run that succeeds."""
+    begun.append((run.run.env, run.run.seed))
+    return 0
+
+
+def _seed_as_score(run, folder):
+    """Stands in for what such a run leaves."""
+    return {"seed": run.run.seed, "mark": suite._mark(run), "score": float(run.run.seed),
+            "last": 0.0, "steps": 100, "updates": 10, "seconds": 60,
+            "curve": [[50, 0.0], [100, float(run.run.seed)]]}
+
+
 @pytest.fixture
 def pretend(monkeypatch):
     """Runs take no time: each leaves a score that is its seed. -> what was begun, in order"""
     begun = []
-
-    def train(run, folder, path):
-        begun.append((run.run.env, run.run.seed))
-        return 0
-
-    def result(run, folder):
-        return {"seed": run.run.seed, "mark": suite._mark(run), "score": float(run.run.seed),
-                "last": 0.0, "steps": 100, "updates": 10, "seconds": 60,
-                "curve": [[50, 0.0], [100, float(run.run.seed)]]}
-
-    monkeypatch.setattr(suite, "_train", train)
-    monkeypatch.setattr(suite, "_result", result)
+    monkeypatch.setattr(suite, "_train", partial(_no_time, begun))
+    monkeypatch.setattr(suite, "_result", _seed_as_score)
     monkeypatch.setattr(suite, "random_policy", lambda name: {"score": -1.0, "episodes": 1,
                                                               "interval": 0.0})
     return begun
@@ -182,6 +186,18 @@ def test_environments_differ_in_budget_and_size_alone_and_each_block_says_why():
     text = (ROOT / "dreamer.yaml").read_text(encoding="utf-8")
     for name in blocks():
         assert re.search(rf"^  {re.escape(name)}:.*  # \S", text, re.MULTILINE), name
+
+
+def test_the_block_of_an_environment_comes_first_and_presets_and_flags_win():
+    flags = ["--config", str(ROOT / "dreamer.yaml"), "--env", "Breakout-MinAtar"]
+    block = blocks()["Breakout-MinAtar"]["run"]
+    plain = cli.parse(flags, Config, "").config.run
+    assert {key: getattr(plain, key) for key in block} == block
+    debug = cli.parse([*flags, "--preset", "debug"], Config, "").config.run
+    assert debug.steps == 640 and debug.train_ratio == block["train_ratio"]
+    assert cli.parse([*flags, "--steps", "5000"], Config, "").config.run.steps == 5000
+    other = cli.parse([*flags[:2], "--env", "CartPole-v1"], Config, "").config.run
+    assert other.steps == 10_000
 
 
 def results():
