@@ -529,9 +529,10 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
     learning, bins = config.learning, value_bins(config.model.bins)
     r = twohot_mean(fixed.networks.world.reward(dreamed.s), bins)
     c = jax.nn.sigmoid(fixed.networks.world.continue_(dreamed.s)[..., 0])
-    logits, policy = networks.critic(dreamed.s), networks.actor(dreamed.s[:, :-1])
+    logits, policy = networks.critic(dreamed.s), networks.actor(dreamed.s)
+    policy = jax.tree.map(lambda x: x[:, :-1], policy)  # the last state chooses nothing
     values = jax.lax.stop_gradient(twohot_mean(logits, bins))
-    slow_values = twohot_mean(fixed.slow_critic(dreamed.s[:, :-1]), bins)
+    slow_values = twohot_mean(fixed.slow_critic(dreamed.s), bins)[:, :-1]
     returns = lambda_returns(r, c, values, learning.lambda_)
     return_range = update_return_range(return_range, returns, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)

@@ -30,6 +30,30 @@ def truncated_normal(key, shape, outscale):
     return weights * (outscale / (TRUNCATED_STD * fan_in**0.5))
 
 
+@jax.custom_vjp
+def product(x, kernel):
+    """x W, with the same gradients as always: W's is computed as (gᵀ x)ᵀ, not as xᵀ g
+
+    On a CPU, XLA 0.10.2 takes a third of the time for it where x is wide: 0.4 instead of 1.3 ms for
+    1024 x 512 and 64 outputs on one core.
+
+    Shapes: x [N, I], kernel [I, O] -> [N, O]."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(kept, gradient):
+    x, kernel = kept
+    transposed = jax.lax.optimization_barrier(gradient.T @ x)  # or XLA turns it round again
+    return gradient @ kernel.T, transposed.T
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nnx.Module):
     """y = x W + b.
 
@@ -41,7 +65,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x):
         flat = x.reshape(-1, x.shape[-1])  # XLA's CPU gradient of a [N, T, I] product is slow
-        return (flat @ self.kernel[...] + self.bias[...]).reshape(*x.shape[:-1], -1)
+        return (product(flat, self.kernel[...]) + self.bias[...]).reshape(*x.shape[:-1], -1)
 
 
 class RMSNorm(nnx.Module):
