@@ -791,6 +791,8 @@ def main(argv=None, began=None):
         return cli.complain(error)
     with session:  # a full disk, a nan or a signal ends here, and stands in session.status
         train(program, session)
+    if command.world_model_only and not session.status:
+        return import_module("utils.report").dreams(session.folder)
     return session.status
 
 

@@ -11,6 +11,7 @@ from utils.settings import MAY_CHANGE
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
+WORLD_MODEL = "world_model"  # the preset of --world-model-only
 TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
 
 
@@ -23,6 +24,7 @@ class Command:
     logdir: str | None
     run: str | None
     tool: str | None
+    world_model_only: bool  # no behaviour is learned, and pictures are drawn at the end
 
 
 def parse(argv, schema, description):
@@ -45,7 +47,10 @@ def parse(argv, schema, description):
             ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes))
         if value is not None
     ]
-    config = configuration.load(path, schema, flags.preset, sets)
+    presets = flags.preset + [WORLD_MODEL] * flags.world_model_only
+    config = configuration.load(path, schema, presets, sets)
+    if flags.world_model_only:
+        _check_world_model_only(flags, config, task)
     if run:
         configuration.load(Path(run) / "config.yaml", schema)  # if it is broken, that is said
         check_unchanged(config, (Path(run) / "config.yaml").read_text(encoding="utf-8"), task, run)
@@ -56,7 +61,20 @@ def parse(argv, schema, description):
         print(configuration.dump(config), end="")
         sys.exit(0)
     seeds = _seeds(flags.seeds, config, task)
-    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None)
+    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None,
+                   flags.world_model_only)
+
+
+def _check_world_model_only(flags, config, task):
+    """Is there a new run of one agent, of which neither actor nor critic learn?"""
+    other = task or (flags.seeds and "seeds")
+    if other:
+        raise configuration.ConfigError(f"--world-model-only: cannot be used with --{other}")
+    for key in ("beta_actor", "beta_critic", "beta_replay"):
+        if getattr(config.learning, key):
+            raise configuration.ConfigError(
+                f"--world-model-only: expected learning.{key} 0, found "
+                f"{getattr(config.learning, key):g}")
 
 
 def _seeds(text, config, task):
@@ -159,6 +177,8 @@ def _parser(description):
     parser.add_argument("--episodes", metavar="N",
                         help="episodes of an evaluation (run.eval_episodes)")
     parser.add_argument("--watch", metavar="RUN", help="film an episode of this run, and leave")
+    parser.add_argument("--world-model-only", action="store_true",
+                        help="learn no behaviour, and draw what the world model dreams")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved configuration and leave")
     parser.add_argument("-h", "--help", action="store_true",
