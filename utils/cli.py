@@ -40,6 +40,9 @@ def parse(argv, schema, description):
         near = configuration.nearest(unknown[0], names)
         raise configuration.ConfigError(f"{unknown[0]}: unknown flag{near}")
     task, run = _existing_run(flags)
+    if flags.world_model_only and (task or flags.seeds):
+        raise configuration.ConfigError(
+            f"--world-model-only: cannot be used with --{task or 'seeds'}")
     path = flags.config or (Path(run) / "config.yaml" if run else _default_config())
     sets = list(flags.set) + [
         f"run.{key}={value}" for key, value in (
@@ -50,7 +53,7 @@ def parse(argv, schema, description):
     presets = flags.preset + [WORLD_MODEL] * flags.world_model_only
     config = configuration.load(path, schema, presets, sets)
     if flags.world_model_only:
-        _check_world_model_only(flags, config, task)
+        _check_world_model_only(config.learning)
     if run:
         configuration.load(Path(run) / "config.yaml", schema)  # if it is broken, that is said
         check_unchanged(config, (Path(run) / "config.yaml").read_text(encoding="utf-8"), task, run)
@@ -65,16 +68,12 @@ def parse(argv, schema, description):
                    flags.world_model_only)
 
 
-def _check_world_model_only(flags, config, task):
-    """Is there a new run of one agent, of which neither actor nor critic learn?"""
-    other = task or (flags.seeds and "seeds")
-    if other:
-        raise configuration.ConfigError(f"--world-model-only: cannot be used with --{other}")
+def _check_world_model_only(learning):
+    """Is a policy learned all the same? ConfigError."""
     for key in ("beta_actor", "beta_critic", "beta_replay"):
-        if getattr(config.learning, key):
+        if scale := getattr(learning, key):
             raise configuration.ConfigError(
-                f"--world-model-only: expected learning.{key} 0, found "
-                f"{getattr(config.learning, key):g}")
+                f"--world-model-only: expected learning.{key} 0, found {scale:g}")
 
 
 def _seeds(text, config, task):

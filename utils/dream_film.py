@@ -66,7 +66,6 @@ def _font():
 
 
 def _draw(axes, curves, length):
-    axes = np.atleast_1d(axes)
     for ax, (name, (real, dreamed)) in zip(axes, curves.items()):
         ax.plot(real, lw=2.5, color=GREY, label="real")
         ax.plot(dreamed, lw=2, ls="--", color=VERMILION, label="dreamed")

@@ -128,7 +128,7 @@ def draw_panels(size, title, count, length, draw):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize="medium")
-        axes = figure.subplots(count, sharex=True)
+        axes = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
         draw(axes)
         canvas.draw()
         times = np.arange(length)

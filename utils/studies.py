@@ -83,25 +83,38 @@ def _episodes(rows):
 def open_loop(material):
     """The beginnings of episodes, dreamed on with their true actions: -> OpenLoop
 
-    The one that is shown is that in which most changes."""
+    An episode counts while it lasts. Of those as long as the window, the one is shown in which most
+    changes."""
     rows = material.played.rows
+    context, where, known = _windows(rows)
+    moved = _squared(material, rows.x[where][:, :1], rows.x[where]).sum(1)
+    order = np.argsort(np.where(known.all(1), -moved, 1.0), kind="stable")
+    where, known = tuple(part[order] for part in where), known[order, context:]
+    x, a = rows.x[where], rows.a[where][:, context - 1 : -1]
+    places = tuple(part[:, context - 1] for part in where)
+    dreamed = _dream(material, places, a, SAMPLES, known.shape[1])
+    guesses = {"dream": dreamed.x, "no change": x[:, context - 1 : context],
+               "the mean": rows.x.mean((0, 1))}
+    squared = {name: _squared(material, guess, x[:, context:]) for name, guess in guesses.items()}
+    scores = {name: float(np.sqrt(part[:, :SCORED][known[:, :SCORED]].mean()))
+              for name, part in squared.items()}
+    curves = {name: measures.rms(part, known) for name, part in squared.items()}
+    return OpenLoop(context, x[0], dreamed.dreams, curves, scores, len(x))
+
+
+def _windows(rows):
+    """Beginnings of episodes: number of context rows, places ([N, W], [N, W]), known [N, W]
+
+    A window is as long as WINDOW, or as the longest episodes; known is what lies in the episode."""
     envs, first, lengths = _episodes(rows)
     size = min(WINDOW, np.sort(lengths)[::-1][min(ENOUGH, len(lengths)) - 1])
     if size < 2:
         raise TooShort("no episode has two rows")
-    context, long = min(CONTEXT, size - 1), np.flatnonzero(lengths >= size)[:STARTS]
-    where = envs[long, None], first[long, None] + np.arange(size)
-    moved = _squared(material, rows.x[where][:, :1], rows.x[where]).sum(1)
-    where = tuple(part[np.argsort(-moved)] for part in np.broadcast_arrays(*where))
-    x, a = rows.x[where], rows.a[where][:, context - 1 : -1]
-    places = tuple(part[:, context - 1] for part in where)
-    dreamed = _dream(material, places, a, SAMPLES, size - context)
-    guesses = {"dream": dreamed.x, "no change": x[:, context - 1 : context],
-               "the mean": rows.x.mean((0, 1))}
-    squared = {name: _squared(material, guess, x[:, context:]) for name, guess in guesses.items()}
-    scores = {name: float(np.sqrt(part[:, :SCORED].mean())) for name, part in squared.items()}
-    curves = {name: measures.rms(part) for name, part in squared.items()}
-    return OpenLoop(context, x[0], dreamed.dreams, curves, scores, len(x))
+    context, steps = min(CONTEXT, size - 1), np.arange(size)
+    chosen = _spread(np.flatnonzero(lengths > context), STARTS)
+    places = np.minimum(first[chosen, None] + steps, rows.r.shape[1] - 1)
+    where = np.broadcast_arrays(envs[chosen, None], places)
+    return context, tuple(where), steps < lengths[chosen, None]
 
 
 def _squared(material, guess, true):
