@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from PIL import Image
 import dreamer
 from tests.test_tools import _run_of
 from utils import page, report, studies, weights
+from utils.agent import Agent
 from utils.captions import CAPTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +77,32 @@ def test_the_continue_head_foresees_the_ends_of_the_world(lesson):
     assert found.scores["continuation"] > 0.7
     often = found.calibration.rows > 100
     assert np.abs(found.calibration.predicted - found.calibration.happened)[often].max() < 0.15
+
+
+def _command(folder, *flags):
+    """The program as a user runs it: seconds that it took."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, ROOT / "dreamer.py", *flags, "--logdir", "run"],
+                          cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - start
+
+
+@pytest.mark.slow
+def test_the_first_lesson_is_over_within_a_minute(tmp_path):
+    assert _command(tmp_path, "--world-model-only") < 60
+    assert {path.name for path in (tmp_path / "run" / "report").iterdir()} == LESSON
+
+
+@pytest.mark.slow
+def test_a_trained_agent_dreams_15_steps_better_than_a_third_of_both_guesses(tmp_path):
+    _command(tmp_path)
+    material = studies.gather(Agent(tmp_path / "run"))
+    scores, heads = studies.open_loop(material).scores, studies.heads(material)
+    assert scores["dream"] < min(scores["no change"], scores["the mean"]) / 3, scores
+    assert min(heads.scores["reward"], heads.scores["continuation"]) > 0.6, heads.scores
+    assert np.abs(np.subtract(*heads.pairs["reward"])).mean() < 0.01
+    assert heads.scores["value"] > 0.4, heads.scores
 
 
 def test_all_seven_figures_are_made_and_large_enough_for_half_the_size(lesson):

@@ -112,7 +112,7 @@ def test_windows_count_an_episode_only_while_it_lasts():
     context, (envs, places), known = studies._windows(rows)
     assert context == 2 and known.shape[1] == 3, "so long that all five reach it"
     assert rows.is_first[envs[:, 0], places[:, 0]].all() and known.all()
-    with pytest.raises(studies.TooShort, match="no episode has two rows"):
+    with pytest.raises(studies.NothingToShow, match="no episode has two rows"):
         studies._windows(SimpleNamespace(is_first=np.ones((2, 5), bool), r=np.zeros((2, 5))))
 
 

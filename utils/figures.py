@@ -41,7 +41,7 @@ def save(path, draw):
     with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
         draw(figure)
-        figure.savefig(data, format="png")
+        figure.savefig(data, format="png", bbox_inches="tight", pad_inches=0.08)
     weights.replace(path, data.getvalue())
 
 
@@ -127,7 +127,7 @@ def vectors(figure, names, context, true, dreams, curves):
 
 def _vector(ax, context, true, dreams):
     times, ahead = np.arange(len(true)) - context + 1, np.arange(1, dreams.shape[1] + 1)
-    ax.axvspan(times[0], 0, color=GREY, alpha=0.15, lw=0, label=f"seen: {context} steps")
+    ax.axvspan(times[0], 0, color=GREY, alpha=0.15, lw=0, label=f"{context} seen")
     low, high = np.percentile(dreams, BAND, axis=0)
     ax.fill_between(ahead, low, high, color=ORANGE, alpha=0.35, lw=0,
                     label=f"{BAND[1] - BAND[0]}% of them")
@@ -174,6 +174,7 @@ def errors(ax, title, curves):
         ax.plot(steps, values, label=name, marker="o" if len(values) < 3 else None, **LOOKS[name])
     ax.set_title(f"error of the {title}", fontsize="small", loc="left")
     ax.set(xlabel="steps dreamed", ylim=(0, None))
+    ax.locator_params("x", integer=True)
     _legend_below(ax)
 
 

@@ -94,7 +94,7 @@ def _section(name, make, material, why):
         return section._replace(left_out=why)
     try:
         made = make(material)
-    except studies.TooShort as error:
+    except studies.NothingToShow as error:
         print(f"left out     {name}: {error}", file=sys.stderr)
         return section._replace(left_out=str(error))
     return section._replace(pictures=made.pictures, found=made.found)
@@ -135,7 +135,7 @@ def _rows(path):
 def _learning(run, folder, config):
     metrics, scores = _rows(run / METRICS), _rows(run / SCORES)
     if not metrics:
-        raise studies.TooShort("nothing was logged yet (metrics.jsonl has no row)")
+        raise studies.NothingToShow("nothing was logged yet (metrics.jsonl has no row)")
     path = folder / "learning.png"
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
                                config=config, solved=SOLVED.get(config.run.env)))
@@ -222,7 +222,7 @@ def _dream(_, folder, material):
 def _robustness(run, folder, material):
     saved = [(one.record["step"], one.arrays) for one in Checkpoints(run).newest_first(_complain)]
     if len(saved) < 2:
-        raise studies.TooShort(f"the run holds {_count(len(saved), 'checkpoint')}, two are needed")
+        raise studies.NothingToShow(f"the run holds {_count(len(saved), 'checkpoint')}, two are needed")
     steps, panels = [step for step, _ in reversed(saved)], studies.robustness(material, saved[::-1])
     path = folder / "robustness.png"
     figures.save(path, partial(figures.robustness, steps=steps, panels=panels))

@@ -1,7 +1,7 @@
 """What a report looks into: a trained agent is asked, and the answers are arrays and numbers.
 
 Each study takes the Material: fresh episodes, and what the world model says of them. It raises
-TooShort, one line, where the episodes do not suffice. Stands on top of dreamer.py.
+NothingToShow, one line, where the episodes do not suffice. Stands on top of dreamer.py.
 """
 
 import math
@@ -24,8 +24,8 @@ KINDS = ("observation, 1 = always the mean", "reward", "chance that the world go
 SEED = 5  # of the report's own random numbers
 
 
-class TooShort(ValueError):
-    """The episodes do not suffice for a figure."""
+class NothingToShow(ValueError):
+    """The episodes, or what was logged, do not suffice for a figure."""
 
 
 class Material(NamedTuple):
@@ -86,6 +86,8 @@ def open_loop(material):
     An episode counts while it lasts. Of those as long as the window, the one is shown in which most
     changes."""
     rows = material.played.rows
+    if not material.scale.any():
+        raise NothingToShow("the observation never changes")
     context, where, known = _windows(rows)
     moved = _squared(material, rows.x[where][:, :1], rows.x[where]).sum(1)
     order = np.argsort(np.where(known.all(1), -moved, 1.0), kind="stable")
@@ -109,7 +111,7 @@ def _windows(rows):
     envs, first, lengths = _episodes(rows)
     size = min(WINDOW, np.sort(lengths)[::-1][min(ENOUGH, len(lengths)) - 1])
     if size < 2:
-        raise TooShort("no episode has two rows")
+        raise NothingToShow("no episode has two rows")
     context, steps = min(CONTEXT, size - 1), np.arange(size)
     chosen = _spread(np.flatnonzero(lengths > context), STARTS)
     places = np.minimum(first[chosen, None] + steps, rows.r.shape[1] - 1)
@@ -130,7 +132,7 @@ def imagined(material):
     rows, odd = material.played.rows, material.played.is_random
     steps = int(min(WINDOW - CONTEXT, _episodes(rows)[2].max() - 1))
     if steps < 1:
-        raise TooShort("no episode has two rows")
+        raise NothingToShow("no episode has two rows")
     kinds = [np.argwhere(~rows.is_last & odd), np.argwhere(~rows.is_last & ~odd)]
     places = np.concatenate([_spread(kind, STARTS // 2) for kind in kinds if len(kind)]).T
     places = tuple(places)
@@ -253,7 +255,7 @@ def episode(material):
     _, _, lengths = _episodes(rows)
     length = int(lengths[0])
     if length < 2:
-        raise TooShort("the first episode has one row")
+        raise NothingToShow("the first episode has one row")
     place = np.zeros(1, int), np.zeros(1, int)
     dream = _dream(material, place, None, 1, length - 1)
     alive = np.append(1.0, dream.alive[0])
