@@ -245,6 +245,13 @@ def test_an_unknown_environment_gets_one_line_and_the_learning_is_drawn(lesson, 
     assert (tmp_path / "report" / "learning.png").is_file()
 
 
+@pytest.mark.parametrize("flags", [[], ["a", "b"], ["--fast"]])
+def test_a_command_without_one_run_gets_one_line(flags, capsys):
+    assert report.main(flags) == 2
+    said = capsys.readouterr().err
+    assert said == "utils.report: expected the folder of a run: python -m utils.report RUN\n"
+
+
 def test_a_folder_without_a_run_gets_one_line_and_nothing_is_written(tmp_path):
     done = subprocess.run([sys.executable, "-m", "utils.report", tmp_path], cwd=ROOT, text=True,
                           capture_output=True)

@@ -22,8 +22,8 @@ CAPTIONS = {
         "advantages are divided by.",
         "Returns rise and stay; decoder, reward and continue losses fall; prior and posterior keep "
         "an entropy above 0 and come close to each other; the policy's entropy falls, but not to 0 "
-        "at once. Where the dynamics loss stays at 1 free bit, the latents hold nothing that "
-        "the prior does not foresee: less free bits, or a larger scale of the prediction loss."),
+        "at once. A dynamics loss that stays at the free bits, a ratio of 1, may be a sign of latents "
+        "that hold nothing: then lower the free bits or raise the scale of the prediction loss."),
     "open-loop": Caption(
         "Open loop",
         "The world model sees the first steps of an episode and dreams on with the actions that "
@@ -50,9 +50,9 @@ CAPTIONS = {
         "sees. Ends of the world get a low chance of going on, all other rows one near 1."),
     "latents": Caption(
         "Latents",
-        "Posterior states projected to the plane, coloured by what the heads never saw together; "
-        "below, how often each class of each latent is drawn, and how many classes each uses "
-        "(the exponential of its entropy).",
+        "Posterior states projected to the plane, each dot a row that was played; below, how often "
+        "each class of each latent is drawn, and how many classes each uses (the exponential of "
+        "its entropy).",
         "Neighbours have like values and rewards: colours change smoothly or lie in patches. "
         "Every latent uses more than one class; a latent with a single one is dead."),
     "dream": Caption(

@@ -5,7 +5,6 @@
 writes RUN/report/ with PNG and GIF files and report.html. Stands on top of dreamer.py.
 """
 
-import argparse
 import math
 import signal
 import sys
@@ -37,10 +36,13 @@ class Made(NamedTuple):
 
 def main(argv=None):
     """The command: -> exit status"""
-    parser = argparse.ArgumentParser("python -m utils.report", description="Draw what the agent "
-                                     "of a run has learned and dreams, into RUN/report/.")
-    parser.add_argument("run", metavar="RUN", help="folder of the run")
-    return _attempt(parser.parse_args(argv).run, tuple(CAPTIONS))
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    if len(argv) != 1 or argv[0].startswith("-"):
+        return _complain(ValueError("expected the folder of a run: python -m utils.report RUN"))
+    return _attempt(argv[0], tuple(CAPTIONS))
 
 
 def dreams(run):
@@ -222,7 +224,7 @@ def _dream(_, folder, material):
 def _robustness(run, folder, material):
     saved = [(one.record["step"], one.arrays) for one in Checkpoints(run).newest_first(_complain)]
     if len(saved) < 2:
-        raise studies.NothingToShow(f"the run holds {_count(len(saved), 'checkpoint')}, two are needed")
+        raise studies.NothingToShow(f"two checkpoints are needed, the run holds {len(saved)}")
     steps, panels = [step for step, _ in reversed(saved)], studies.robustness(material, saved[::-1])
     path = folder / "robustness.png"
     figures.save(path, partial(figures.robustness, steps=steps, panels=panels))
