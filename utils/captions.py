@@ -22,13 +22,14 @@ CAPTIONS = {
         "advantages are divided by.",
         "Returns rise and stay; decoder, reward and continue losses fall; prior and posterior keep "
         "an entropy above 0 and come close to each other; the policy's entropy falls, but not to 0 "
-        "at once. A dynamics loss that stays at the free bits, a ratio of 1, may be a sign of latents "
-        "that hold nothing: then lower the free bits or raise the scale of the prediction loss."),
+        "at once. A dynamics loss that stays at the free bits, a ratio of 1, may mean that the "
+        "latents hold nothing: then lower the free bits or raise the scale of the prediction "
+        "loss."),
     "open-loop": Caption(
         "Open loop",
         "The world model sees the first steps of an episode and dreams on with the actions that "
         "were really taken. Of the episodes compared, the one is shown in which most changes. "
-        "The error is that of the mean of the dreams, over all episodes.",
+        "The error is that of the mean of the dreams, over all of them, each while it lasts.",
         "What happened lies within the dreams, which spread where the future is uncertain. The "
         "error starts far below both guesses and reaches them late; for the steps that training "
         "dreams, 15 as shipped, it should stay below a third of \u201cno change\u201d."),

@@ -188,7 +188,7 @@ def _imagined(_, folder, material):
     panels, path = studies.imagined(material), folder / "imagined.png"
     figures.save(path, partial(figures.imagined, panels=panels))
     curves = next(iter(panels.values()))
-    step = min(studies.SCORED, len(curves["dream"]))
+    step = min(studies.SCORED, int(np.isfinite(curves["dream"]).sum()))
     numbers = ", ".join(f"{name} {values[step - 1]:.2f}" for name, values in curves.items())
     return Made((path,), f"Error of the observation at step {step}: {numbers}.")
 

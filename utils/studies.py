@@ -4,7 +4,6 @@ Each study takes the Material: fresh episodes, and what the world model says of 
 NothingToShow, one line, where the episodes do not suffice. Stands on top of dreamer.py.
 """
 
-import math
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -167,16 +166,19 @@ def _compared(material, places, real, dream):
         scale = material.scale if not index else np.ones(())
         guesses = {"dream": dream[index], "no change": start[index], "the mean": mean[index],
                    "other real episodes": _mean_of_others(true, valid)}
-        found[title] = {name: measures.rms(measures.squared_error(guess, true[:, 0], scale),
-                                           valid[:, 0]) for name, guess in guesses.items()}
+        squared = {name: measures.squared_error(guess, true[:, 0], scale)
+                   for name, guess in guesses.items()}
+        found[title] = {name: measures.rms(part, valid[:, 0] & np.isfinite(part))
+                        for name, part in squared.items()}
     return found
 
 
 def _mean_of_others(true, valid):
-    """The mean of all real episodes but the first: [N, REAL, H, ...] -> [N, H, ...]"""
+    """The mean of real episodes but the first: [N, REAL, H, ...] -> [N, H, ...]; nan for none"""
     others = valid[:, 1:].reshape(*valid[:, 1:].shape, *[1] * (true.ndim - 3))
-    count = np.maximum(others.sum(1), 1)
-    return np.where(others, true[:, 1:], 0.0).sum(1) / count
+    count = others.sum(1)
+    mean = np.where(others, true[:, 1:], 0.0).sum(1) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)
 
 
 class Heads(NamedTuple):
@@ -279,17 +281,20 @@ def robustness(material, checkpoints):
     """The scores of open loop and heads by checkpoint: {title: {name: [N]}}, steps [N]
 
     `checkpoints` is a list of (step, arrays), oldest first; the episodes stay the same."""
-    errors, correlations = {}, {}
+    prefix, errors, correlations = "agent/params/", [], []
     for _, arrays in checkpoints:
-        prefix = "agent/params/"
         params = unflatten(material.agent.params, {
             name.removeprefix(prefix): array for name, array in arrays.items()
             if name.startswith(prefix)})
         other = seen_by(material, params)
-        for name, score in open_loop(other).scores.items():
-            errors.setdefault(name, []).append(score)
-        for name, score in heads(other).scores.items():
-            if math.isfinite(score):
-                correlations.setdefault(name, []).append(score)
-    return {f"open loop: error over {SCORED} steps": errors,
-            "heads: correlation with what happened": correlations}
+        errors.append(open_loop(other).scores)
+        correlations.append(heads(other).scores)
+    panels = {f"open loop: error over {SCORED} steps": _by_name(errors),
+              "heads: correlation with what happened": _by_name(correlations)}
+    return {title: curves for title, curves in panels.items() if curves}
+
+
+def _by_name(scores):
+    """[{name: number}, ...] as {name: [number, ...]}, without those that are not numbers."""
+    curves = {name: [part[name] for part in scores] for name in scores[0]}
+    return {name: values for name, values in curves.items() if np.isfinite(values).all()}
