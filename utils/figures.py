@@ -115,11 +115,12 @@ def vectors(figure, names, context, true, dreams, curves):
     curves {what is judged: [W - context]}."""
     entries = np.sort(np.argsort(-true.std(0), kind="stable")[:PANELS])
     rows, columns = math.ceil(len(entries) / 2), min(2, len(entries))
-    grid = _grid(figure, [2.2] * rows + [2.9], columns)
+    grid = _grid(figure, [2.4] * rows + [2.9], columns)
     for index, entry in enumerate(entries):
         ax = figure.add_subplot(grid[index // 2, index % 2])
         _vector(ax, context, true[:, entry], dreams[..., entry])
         ax.set_title(names[entry], fontsize="small", loc="left")
+        ax.set_xlabel("steps dreamed", fontsize="small")
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2,
                      fontsize="small")
     errors(figure.add_subplot(grid[-1, :]), "observation, 1 = always the mean", curves)
@@ -179,8 +180,8 @@ def errors(ax, title, curves):
 
 
 def _legend_below(ax):
-    ax.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
-              borderaxespad=0, handlelength=1.6, columnspacing=1.2)
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
+              borderaxespad=0, handlelength=1.5, columnspacing=1)
 
 
 def imagined(figure, panels):
