@@ -136,7 +136,7 @@ def _vector(ax, context, true, dreams):
         ax.plot(ahead, dream, lw=0.7, alpha=0.7, color=VERMILION,
                 label="" if number else f"{len(dreams)} dreams")
     ax.plot(times, true, lw=2.2, color=INK, label="what happened")
-    reach = max(np.ptp(true), 1e-3)
+    reach = max(np.ptp(true), 0.25 * (high.max() - low.min()), 1e-3)  # dreams may be far off
     low, high = min(true.min(), low.min()), max(true.max(), high.max())
     ax.set_ylim(max(low, true.min() - reach) - 0.1 * reach, min(high, true.max() + reach)
                 + 0.1 * reach)
