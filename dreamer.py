@@ -524,7 +524,6 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
     """Eq. 5-7 | critic and actor losses on dreams; nothing but actor and critic gets a gradient
 
     `fixed` holds the same networks without gradient, and the slow critic.
-
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
     learning, bins = config.learning, value_bins(config.model.bins)
     r = twohot_mean(fixed.networks.world.reward(dreamed.s), bins)
@@ -785,14 +784,15 @@ def main(argv=None, began=None):
         command = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
         if command.tool:
             return import_module("utils.tools").run(command)  # stands on top of this file
-        run = command.config.run
-        env = gymnax_wrappers.make(run.env, run.observation, run.env_params)
+        env = gymnax_wrappers.configured(command.config.run)
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)
     except (ValueError, OSError) as error:
         return cli.complain(error)
     with session:  # a full disk, a nan or a signal ends here, and stands in session.status
         train(program, session)
+    if command.world_model_only and not session.status:
+        return import_module("utils.report").dreams(session.folder)
     return session.status
 
 

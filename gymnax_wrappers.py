@@ -180,6 +180,11 @@ class Environment:
         return (space.low + share * (space.high - space.low)).astype(space.dtype)
 
 
+def configured(run):
+    """The environment that the section `run` of a configuration asks for; raises as `make`."""
+    return make(run.env, run.observation, run.env_params)
+
+
 def make(name, observation="auto", changes=None):
     """An environment: of Gymnax by its id, or the user's own as "package.module:factory".
 

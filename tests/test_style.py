@@ -26,13 +26,14 @@ FOR_CALLERS = {
     "dreamer": {"symlog", "symexp", "value_bins", "twohot_mean", "twohot_loss", "unimix",
                 "lambda_returns", "main"},
     "utils.tools": {"run"},  # by dreamer.py, which imports it by name
+    "utils.report": {"dreams"},  # likewise
     "utils.weights": {"load", "unflatten"},
     "utils.plots": {"seeds_curve"},
     "utils.cli": {"error"},  # by argparse
     "utils.display": {"on_broken_pipe"},  # by rich
 }
 # Tools that use a trained agent: they stand on top of dreamer.py, which imports them when asked.
-ON_TOP = {"utils.agent", "utils.tools"}
+ON_TOP = {"utils.agent", "utils.tools", "utils.rollouts"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITION = (*FUNCTION, ast.ClassDef)
 

@@ -41,8 +41,7 @@ class Agent:
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{run}: holds no run (no config.yaml)")
         self.config = configuration.load(run / "config.yaml", Config)
-        settings = self.config.run
-        self.env = gymnax_wrappers.make(settings.env, settings.observation, settings.env_params)
+        self.env = gymnax_wrappers.configured(self.config.run)
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():

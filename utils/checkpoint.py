@@ -66,13 +66,18 @@ class Checkpoints:
         """The newest checkpoint that is whole; `warn` is called with a line for each that is not.
 
         Raises: ValueError, one line, where there is none."""
-        for path in reversed(self._records()):
-            try:
-                return self._read(path)
-            except (ValueError, FileNotFoundError) as error:
-                warn(f"{error}; the checkpoint before it is tried")
+        for saved in self.newest_first(warn):
+            return saved
         raise ValueError(f"{self.folder.parent}: holds no checkpoint"
                          + (" that is whole" if self._records() else " yet"))
+
+    def newest_first(self, warn):
+        """Yields each checkpoint that is whole; `warn` is called with a line for each other."""
+        for path in reversed(self._records()):
+            try:
+                yield self._read(path)
+            except (ValueError, FileNotFoundError) as error:
+                warn(f"{error}; the checkpoint before it is tried")
 
     def forget_after(self, step):
         """Delete the records of later steps: the run goes on from this one."""

@@ -11,6 +11,7 @@ from utils.settings import MAY_CHANGE
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
+WORLD_MODEL = "world_model"  # the preset of --world-model-only
 TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
 LIST = "list_envs"  # the flag, and the tool, that needs no run
 
@@ -26,6 +27,7 @@ class Command:
     logdir: str | None
     run: str | None
     tool: str | None
+    world_model_only: bool  # no behaviour is learned, and pictures are drawn at the end
 
 
 def parse(argv, schema, description):
@@ -41,18 +43,13 @@ def parse(argv, schema, description):
         near = configuration.nearest(unknown[0], names)
         raise configuration.ConfigError(f"{unknown[0]}: unknown flag{near}")
     if flags.list_envs:
-        return Command(None, 1, None, None, LIST)
+        return Command(None, 1, None, None, LIST, False)
     task, run = _existing_run(flags)
+    if flags.world_model_only and (task or flags.seeds):
+        raise configuration.ConfigError(
+            f"--world-model-only: cannot be used with --{task or 'seeds'}")
     path = flags.config or (Path(run) / "config.yaml" if run else _default_config())
-    sets = list(flags.set) + [
-        f"run.{key}={value}" for key, value in (
-            ("env", flags.env), ("seed", flags.seed), ("steps", flags.steps),
-            ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes))
-        if value is not None
-    ] + [_env_param(text) for text in flags.env_param]
-    config = configuration.load(path, schema, flags.preset, sets)
-    if config.run.env in configuration.presets(path):  # its own block comes first
-        config = configuration.load(path, schema, [config.run.env, *flags.preset], sets)
+    config = _config(path, schema, flags)
     if run:
         configuration.load(Path(run) / "config.yaml", schema)  # if it is broken, that is said
         check_unchanged(config, (Path(run) / "config.yaml").read_text(encoding="utf-8"), task, run)
@@ -63,7 +60,35 @@ def parse(argv, schema, description):
         print(configuration.dump(config), end="")
         sys.exit(0)
     seeds = _seeds(flags.seeds, config, task)
-    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None)
+    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None,
+                   flags.world_model_only)
+
+
+def _config(path, schema, flags):
+    """The file's numbers with all that the flags change in them.
+
+    The block of the environment, where the file has one, is overlaid first."""
+    sets = list(flags.set) + [
+        f"run.{key}={value}" for key, value in (
+            ("env", flags.env), ("seed", flags.seed), ("steps", flags.steps),
+            ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes))
+        if value is not None
+    ] + [_env_param(text) for text in flags.env_param]
+    presets = flags.preset + [WORLD_MODEL] * flags.world_model_only
+    config = configuration.load(path, schema, presets, sets)
+    if config.run.env in configuration.presets(path):
+        config = configuration.load(path, schema, [config.run.env, *presets], sets)
+    if flags.world_model_only:
+        _check_world_model_only(config.learning)
+    return config
+
+
+def _check_world_model_only(learning):
+    """Is a policy learned all the same? ConfigError."""
+    for key in ("beta_actor", "beta_critic", "beta_replay"):
+        if scale := getattr(learning, key):
+            raise configuration.ConfigError(
+                f"--world-model-only: expected learning.{key} 0, found {scale:g}")
 
 
 def _env_param(text):
@@ -179,6 +204,8 @@ def _parser(description):
     parser.add_argument("--episodes", metavar="N",
                         help="episodes of an evaluation (run.eval_episodes)")
     parser.add_argument("--watch", metavar="RUN", help="film an episode of this run, and leave")
+    parser.add_argument("--world-model-only", action="store_true",
+                        help="learn no behaviour, and draw what the world model dreams")
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved configuration and leave")
     parser.add_argument("-h", "--help", action="store_true",

@@ -43,6 +43,11 @@ def draw(env, state, x):
     return np.asarray(canvas.image.reduce(FINE))
 
 
+def draw_seen(env, x):
+    """A picture of the observation itself: x [X] or [H, W, C] -> uint8 [SIZE, SIZE, 3]"""
+    return np.asarray(_seen(env, None, np.asarray(x)).image.reduce(FINE))
+
+
 class _Canvas:
     """A square window of the world, from `centre` - `reach` to `centre` + `reach`; y points up.
 

@@ -7,13 +7,14 @@ only the picture changes and a marker moves on.
 import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from utils import weights
-from utils.plots import BLUE, LOOK, SEED_COLOURS, SEED_STYLES, VERMILION
+from utils.plots import BLUE, SEED_COLOURS, SEED_STYLES, STYLE, VERMILION
 
 HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture at their left is a square
 FRAMES = 250  # of longer episodes every n-th step is shown
@@ -48,9 +49,17 @@ def save(path, title, episode):
 
     Raises: OSError where `path` cannot be written; ValueError where `frames` are not one for each
     of `steps(T)`."""
-    panels = _panels(title, episode)
-    table, palette = _palette(_moments(panels, episode))
-    images = [Image.fromarray(table[_cells(moment)]) for moment in _moments(panels, episode)]
+    draw = partial(_draw, episode=episode)
+    panels = draw_panels((WIDTH, HEIGHT), title, 3, len(episode.rewards), draw)
+    write(path, partial(_moments, panels, episode))
+
+
+def write(path, moments):
+    """Write the pictures [H, W, 3] that `moments()` yields as a GIF; it is called twice.
+
+    Raises: OSError where `path` cannot be written."""
+    table, palette = _palette(moments())
+    images = [Image.fromarray(table[_cells(moment)]) for moment in moments()]
     for image in images:
         image.putpalette(palette)
     pace = min(max(PACE, 10 * round(LENGTH / len(images) / 10)), SLOW_PACE)
@@ -85,46 +94,49 @@ def _cells(moment):
     return red << 10 | green << 5 | blue
 
 
-class _Panels(NamedTuple):
-    """The curves without their marker, and where it stands: columns [T], rows (top, bottom)."""
+class Panels(NamedTuple):
+    """Curves without their marker, and where it stands: columns [T], rows (top, bottom)."""
 
     image: Image.Image
     columns: np.ndarray
     spans: list
 
+    def paste(self, image, corner, t):
+        """Put the panels into a picture, the marker at time t."""
+        image.paste(self.image, corner)
+        column, pen = corner[0] + self.columns[t], ImageDraw.Draw(image)
+        for top, bottom in self.spans:
+            pen.rectangle((column - 1, corner[1] + top, column, corner[1] + bottom), "black")
+
 
 def _moments(panels, episode):
     """Yields each frame of the film: a picture beside the panels and their marker."""
     image = Image.new("RGB", (HEIGHT + WIDTH, HEIGHT))
-    pen = ImageDraw.Draw(image)
-    shown = HEIGHT + panels.columns[steps(len(panels.columns))]
-    for column, frame in zip(shown, episode.frames, strict=True):
+    for t, frame in zip(steps(len(panels.columns)), episode.frames, strict=True):
         image.paste(Image.fromarray(frame).resize((HEIGHT, HEIGHT)), (0, 0))
-        image.paste(panels.image, (HEIGHT, 0))
-        for top, bottom in panels.spans:
-            pen.rectangle((column - 1, top, column, bottom), "black")
+        panels.paste(image, (HEIGHT, 0), t)
         yield np.asarray(image)
 
 
-def _panels(title, episode):
-    """Draws the curves: -> _Panels"""
+def draw_panels(size, title, count, length, draw):
+    """Draw curves over the steps of an episode, below each other, by draw(axes): -> Panels"""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(LOOK | SMALL):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72, layout="constrained")
+    with matplotlib.rc_context(SMALL, STYLE):
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize="medium")
-        axes = figure.subplots(3, sharex=True)
-        _draw(axes, episode)
+        axes = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+        draw(axes)
         canvas.draw()
-        times = np.arange(len(episode.rewards))
+        times = np.arange(length)
         places = axes[0].transData.transform(np.stack([times, 0 * times], 1))
         boxes = [ax.get_window_extent() for ax in axes]
     image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-    spans = [(round(HEIGHT - box.y1), round(HEIGHT - box.y0)) for box in boxes]
-    return _Panels(image.convert("RGB"), places[:, 0].round().astype(int), spans)
+    spans = [(round(size[1] - box.y1), round(size[1] - box.y0)) for box in boxes]
+    return Panels(image.convert("RGB"), places[:, 0].round().astype(int), spans)
 
 
 def _draw(axes, episode):

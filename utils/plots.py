@@ -5,6 +5,7 @@ matplotlib is imported where it is used: a training run needs it only at its end
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -19,15 +20,7 @@ PICTURE = "learning_curve.png"  # of a run
 WINDOW = 20  # episodes of the running mean
 COLUMNS = 3  # loss panels side by side
 LOG_RATIO = 20  # a positive loss that spans more than this is drawn on a log axis
-LOOK = {
-    "font.size": 13,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-}
+STYLE = Path(__file__).with_name("style.mplstyle")  # of every picture
 
 
 def learning_curve(path, title, train, evaluations, losses, solved=None):
@@ -39,15 +32,15 @@ def learning_curve(path, title, train, evaluations, losses, solved=None):
     from matplotlib.figure import Figure
 
     rows = math.ceil(len(losses) / COLUMNS)
-    last = _last_step([train[0], evaluations[0], *(steps for steps, _ in losses.values())])
-    with matplotlib.rc_context(LOOK):
+    last = last_step([train[0], evaluations[0], *(steps for steps, _ in losses.values())])
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(11, 4.6 + 2.1 * rows), layout="constrained")
         grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=[4.2] + [2] * rows)
         figure.suptitle(title)
         figure.supxlabel("environment steps", fontsize="medium")
         top = figure.add_subplot(grid[0, :])
-        _draw_returns(top, train, evaluations, solved)
-        _scale_steps(top, last, ticks=6)
+        draw_returns(top, train, evaluations, solved)
+        scale_steps(top, last, ticks=6)
         _draw_losses(figure, grid, losses, last)
         figure.savefig(path, format="png")
 
@@ -60,7 +53,7 @@ def seeds_curve(path, title, curves, solved=None):
     from matplotlib.figure import Figure
 
     curves = [curve for curve in curves if len(curve[1])]
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(11, 5.5), layout="constrained")
         ax = figure.add_subplot()
         for index, (seed, steps, returns) in enumerate(curves):
@@ -75,7 +68,7 @@ def seeds_curve(path, title, curves, solved=None):
         else:
             _say_empty(ax, "no evaluation yet")
         _draw_solved(ax, solved)
-        _scale_steps(ax, _last_step([steps for _, steps, _ in curves]), ticks=6)
+        scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=6)
         ax.set(title=title, xlabel="environment steps", ylabel="evaluation return")
         if ax.lines:
             ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -124,7 +117,7 @@ def suite(path, results, references):
 
     columns = min(5, len(results))
     rows = math.ceil(len(results) / columns)
-    with matplotlib.rc_context(LOOK):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(3.6 * columns, 3 * rows + 0.6), layout="constrained")
         grid = figure.add_gridspec(rows, columns)
         for index, (name, found) in enumerate(results.items()):
@@ -149,10 +142,11 @@ def _draw_environment(ax, found, reference):
     ax.axhline(found["random"]["score"], ls=":", lw=1.8, color=GREY, label="random policy")
     if reference is not None:
         ax.axhline(reference, ls="--", lw=1.8, color=GREEN, label="reference")
-    _scale_steps(ax, _last_step([steps for _, steps, _ in curves]), ticks=3)
+    scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=3)
 
 
-def _draw_returns(ax, train, evaluations, solved):
+def draw_returns(ax, train, evaluations, solved):
+    """Draw the returns of training episodes and evaluations, and what counts as solved."""
     steps, returns = train
     if len(steps):
         ax.plot(steps, returns, ".", ms=5, alpha=0.6, color=SKY, label="training episode")
@@ -176,11 +170,16 @@ def _draw_losses(figure, grid, losses, last):
         row, column = divmod(index, COLUMNS)
         first = ax = figure.add_subplot(grid[1 + row, column], sharex=first)
         ax.plot(steps, values, ".-", ms=4, lw=1.3, color=BLUE)
-        if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
-            ax.set_yscale("log")
+        scale_loss(ax, values)
         ax.set_title(name, fontsize="medium")
         ax.set_ylabel("" if column else "loss")
-        _scale_steps(ax, last, ticks=3)
+        scale_steps(ax, last, ticks=3)
+
+
+def scale_loss(ax, values):
+    """A log axis where positive values span much."""
+    if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
+        ax.set_yscale("log")
 
 
 def _draw_solved(ax, solved):
@@ -188,7 +187,8 @@ def _draw_solved(ax, solved):
         ax.axhline(solved, ls="--", lw=1.8, color=GREY, label=f"solved: {solved:g}")
 
 
-def _scale_steps(ax, last, ticks):
+def scale_steps(ax, last, ticks):
+    """An axis of environment steps, from 0 to the last."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_xlim(0, 1.01 * last)
@@ -200,19 +200,19 @@ def _say_empty(ax, text):
     ax.text(0.5, 0.3, text, transform=ax.transAxes, ha="center", va="center", color=GREY)
 
 
-def _last_step(series):
+def last_step(series):
     """The greatest step of all, and 1 where there is none."""
     return max([1, *(steps[-1] for steps in series if len(steps))])
 
 
 def draw_run(folder, title, solved=None):
     """Draw learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl."""
-    metrics, scores = (_rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
+    metrics, scores = (rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
     train = ([row["step"] for row in scores], [row["return"] for row in scores])
-    steps, means = _series(metrics, "charts/eval_return")
-    _, intervals = _series(metrics, "charts/eval_interval")
+    steps, means = series(metrics, "charts/eval_return")
+    _, intervals = series(metrics, "charts/eval_interval")
     names = {name for row in metrics for name in row if name.startswith("losses/")}
-    losses = {name: _series(metrics, name) for name in sorted(names)}
+    losses = {name: series(metrics, name) for name in sorted(names)}
     path = folder / PICTURE
     learning_curve(path, title, train, (steps, means, intervals), losses, solved)
 
@@ -220,15 +220,17 @@ def draw_run(folder, title, solved=None):
 def draw_seeds(folder, env, runs, solved=None):
     """Draw learning_curve.png of a folder from the evaluations of its runs, one for each seed."""
     curves = [(run.name.removeprefix("seed-"),
-               *_series(_rows(run / "metrics.jsonl"), "charts/eval_return")) for run in runs]
+               *series(rows(run / "metrics.jsonl"), "charts/eval_return")) for run in runs]
     seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved)
 
 
-def _rows(path):
+def rows(path):
+    """The whole rows of a JSON lines file: a run that was cut off may have left half of one."""
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def _series(rows, name):
+def series(rows, name):
+    """(steps, values) of one quantity in the rows that hold it."""
     found = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]

@@ -1,0 +1,67 @@
+"""What is drawn from an observation alone is the world that the state shows."""
+
+import gymnax
+import jax
+import numpy as np
+import pytest
+from PIL import ImageColor
+
+import gymnax_wrappers
+from utils import observations
+from utils.drawings import GROUND, MINATAR, SIZE, draw
+from utils.plots import VERMILION
+
+
+def _start(name):
+    """(Environment, state, observation) of a first row."""
+    env = gymnax_wrappers.make(name)
+    x, state = env.env.reset_env(jax.random.key(3), env.params)
+    return env, jax.device_get(state), np.asarray(env.observation(x))
+
+
+@pytest.mark.parametrize("name", observations.STATES)
+def test_the_observation_tells_the_same_picture_as_the_state(name):
+    env, state, x = _start(name)
+    apart = np.abs(observations.scene(env, x).astype(int) - draw(env, state, x)).max(-1)
+    assert (apart > 20).mean() < 0.001, "but for the rounding of an edge"
+
+
+def test_a_name_stands_for_each_entry_of_a_vector():
+    for name, entries in observations.ENTRIES.items():
+        assert len(entries) == gymnax_wrappers.make(name).x_shape[0], name
+    assert set(observations.ENTRIES) | set(observations.STATES) <= set(gymnax.registered_envs)
+    assert observations.entries(gymnax_wrappers.make("FrozenLake-misc"))[15] == "entry 15"
+
+
+@pytest.mark.parametrize("name", ["PointRobot-misc", "Breakout-MinAtar", "Catch-bsuite"])
+def test_where_the_state_is_not_told_the_observation_is_drawn(name):
+    env, _, x = _start(name)
+    picture = observations.scene(env, x)
+    assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
+
+
+def test_each_channel_has_its_colour_and_doubt_is_pale():
+    env = gymnax_wrappers.make("Breakout-MinAtar")
+    names = list(MINATAR[env.name].values())
+    x = np.zeros((1, 6, 4))
+    x[0, :4] = 255 * np.eye(4)
+    x[0, 5, 1] = 255 * 0.5
+    colours, ground = observations.coloured(env, x)[0], np.array(ImageColor.getrgb(GROUND))
+    assert [tuple(colour) for colour in colours[:4]] == [ImageColor.getrgb(name) for name in names]
+    np.testing.assert_array_equal(colours[4], ground)
+    middle = (ground + ImageColor.getrgb(names[1])) / 2
+    np.testing.assert_allclose(colours[5], middle, atol=1)
+
+
+def test_three_channels_without_a_meaning_are_red_green_and_blue():
+    env = gymnax_wrappers.make("Pong-misc")
+    x = np.random.default_rng(0).integers(0, 256, (4, 5, 3))
+    np.testing.assert_allclose(observations.coloured(env, x), x, atol=1)
+
+
+def test_differences_go_from_white_to_red():
+    true, guess = np.zeros((1, 3, 2)), np.array([[[0, 0], [0, 255], [128, 0]]])
+    found = observations.differences(true, guess)[0]
+    assert tuple(found[0]) == (255, 255, 255) and tuple(found[1]) == ImageColor.getrgb(VERMILION)
+    assert (found[1] <= found[2]).all() and (found[2] <= 255).all()

@@ -1,0 +1,287 @@
+"""The report as its reader meets it: command, pictures, page, and how good the dreams are.
+
+One world model is learned, by the README's first lesson, and serves all tests here.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dreamer
+from tests.test_tools import _run_of
+from utils import page, report, studies, weights
+from utils.agent import Agent
+from utils.captions import CAPTIONS
+
+ROOT = Path(__file__).parent.parent
+LESSON = {"open-loop.png", "imagined.png", "heads.png", "latents.png", "report.html"}
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Lesson(NamedTuple):
+    """A run of the first lesson: its folder, what it left there, and the Material of its report."""
+
+    run: Path
+    names: set
+    material: studies.Material
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory):
+    """The first lesson, and afterwards the full report of its run."""
+    run, seen, gather = tmp_path_factory.mktemp("lesson") / "run", [], studies.gather
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "gather", lambda agent: seen.append(gather(agent)) or seen[0])
+        assert dreamer.main(["--world-model-only", "--logdir", str(run)]) == 0
+        names = {path.name for path in (run / "report").iterdir()}
+        patch.setattr(studies, "gather", lambda agent: seen[0])  # the same episodes once more
+        assert report.main([str(run)]) == 0
+    return Lesson(run, names, seen[0])
+
+
+def test_the_lesson_learns_no_behaviour_and_ends_with_pictures_2_to_5(lesson):
+    assert lesson.names == LESSON
+    rows = [json.loads(line) for line in (lesson.run / "metrics.jsonl").open()][:-1]
+    assert all(0.68 < row["actor/entropy"] < np.log(2) + 1e-6 for row in rows)
+    assert rows[-1]["losses/decoder"] < 0.2 * rows[0]["losses/decoder"]
+    kept = weights.load(lesson.run / "weights.npz")
+    assert not kept["critic/out/kernel"].any() and kept["world/reward/out/kernel"].any()
+
+
+def test_an_open_loop_of_15_steps_is_better_than_a_third_of_both_guesses(lesson):
+    scores = studies.open_loop(lesson.material).scores
+    assert scores["dream"] < min(scores["no change"], scores["the mean"]) / 3, scores
+
+
+def test_the_reward_head_tells_the_true_rewards(lesson):
+    true, predicted = studies.heads(lesson.material).pairs["reward"]
+    assert set(np.unique(true)) == {0.0, 1.0}
+    assert np.abs(true - predicted).max() < 0.2 and np.abs(true - predicted).mean() < 0.01
+
+
+def test_the_continue_head_foresees_the_ends_of_the_world(lesson):
+    found = studies.heads(lesson.material)
+    went_on, ended = found.chances
+    assert len(ended) > 300 and ended.mean() < 0.5 and went_on.mean() > 0.97
+    assert found.scores["continuation"] > 0.7
+    often = found.calibration.rows > 100
+    assert np.abs(found.calibration.predicted - found.calibration.happened)[often].max() < 0.15
+
+
+def _command(folder, *flags):
+    """The program as a user runs it: seconds that it took."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, ROOT / "dreamer.py", *flags, "--logdir", "run"],
+                          cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return time.perf_counter() - start
+
+
+@pytest.mark.slow
+def test_the_first_lesson_is_over_within_a_minute(tmp_path):
+    assert _command(tmp_path, "--world-model-only") < 60
+    assert {path.name for path in (tmp_path / "run" / "report").iterdir()} == LESSON
+
+
+@pytest.mark.slow
+def test_a_trained_agent_dreams_15_steps_better_than_a_third_of_both_guesses(tmp_path):
+    _command(tmp_path)
+    material = studies.gather(Agent(tmp_path / "run"))
+    scores, heads = studies.open_loop(material).scores, studies.heads(material)
+    assert scores["dream"] < min(scores["no change"], scores["the mean"]) / 3, scores
+    assert min(heads.scores["reward"], heads.scores["continuation"]) > 0.6, heads.scores
+    assert np.abs(np.subtract(*heads.pairs["reward"])).mean() < 0.01
+    assert heads.scores["value"] > 0.4, heads.scores
+
+
+def test_all_seven_figures_are_made_and_large_enough_for_half_the_size(lesson):
+    folder = lesson.run / "report"
+    files = {path.name for path in folder.iterdir()}
+    pictures = {f"{name}.png" for name in CAPTIONS if name != "dream"} | {"dream.gif"}
+    assert files == pictures | {"report.html"}
+    for name in pictures:
+        with Image.open(folder / name) as picture:
+            assert picture.format == name[-3:].upper() and min(picture.size) >= 500
+            assert picture.n_frames > 5 if name == "dream.gif" else True
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("data:image/") == len(pictures) and "Left out" not in text
+
+
+class Checked(HTMLParser):
+    """Reads a page: tags in and out, identifiers, links, pictures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.problems, self.all = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at {self.getpos()}")
+
+    def values(self, name):
+        """All values of an attribute."""
+        return [attrs[name] for _, attrs in self.all if name in attrs]
+
+
+def _check(text):
+    found = Checked(text)
+    tags = [tag for tag, _ in found.all]
+    assert not found.problems and not found.open
+    assert text.startswith("<!DOCTYPE html>") and found.all[0] == ("html", {"lang": "en"})
+    assert [tags.count(tag) for tag in ("head", "title", "body", "h1", "main")] == [1] * 5
+    assert ("meta", {"charset": "utf-8"}) in found.all and "viewport" in found.values("name")
+    ids = found.values("id")
+    assert len(ids) == len(set(ids)) and {f"#{name}" for name in ids} == set(found.values("href"))
+    images = [attrs for tag, attrs in found.all if tag == "img"]
+    assert all(image["src"].startswith("data:image/") for image in images)
+    assert all(len(image["alt"]) > 20 and int(image["width"]) > 0 for image in images)
+    assert "//" not in re.sub(r'src="[^"]*"', "", text), "no outside address"
+    return images
+
+
+def test_the_page_is_valid_html_with_words_for_every_picture_and_no_outside_address(lesson):
+    text = (lesson.run / "report" / "report.html").read_text(encoding="utf-8")
+    assert len(_check(text)) == 7
+    for caption in CAPTIONS.values():
+        assert all(words.replace("'", "&#x27;") in text for words in caption)
+
+
+def test_words_from_outside_cannot_break_the_page():
+    section = page.Section("x", 1, ("<b>", "a & b", '">'), found="<script>", left_out="<i>")
+    text = page.write("</title>", "</p>", [section])
+    assert not _check(text) and "<script>" not in text and "<b>" not in text
+
+
+MEASURE = """<script>addEventListener("load", () => parent.postMessage({
+  wide: document.documentElement.scrollWidth, window: innerWidth,
+  pictures: [...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().right]),
+  small: Math.min(...[...document.querySelectorAll("p")].map(
+    p => parseFloat(getComputedStyle(p).fontSize))),
+  colours: [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]
+}, "*"))</script>"""
+FRAME = """<!DOCTYPE html><body><iframe src="page.html" width="{}" height="700"></iframe><script>
+addEventListener("message", e => document.body.textContent = JSON.stringify(e.data))</script>"""
+
+
+def _opened(report_page, folder, width, *flags):
+    """What a browser finds in the page, in a window of this width (in a frame: its own windows have
+    a least width)."""
+    text = report_page.read_text(encoding="utf-8")
+    (folder / "page.html").write_text(text.replace("</body>", MEASURE + "</body>"), "utf-8")
+    (folder / "frame.html").write_text(FRAME.format(width), "utf-8")
+    done = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={folder / 'profile'}", "--window-size=1400,800",
+         "--virtual-time-budget=10000", *flags, "--dump-dom", (folder / "frame.html").as_uri()],
+        capture_output=True, text=True, timeout=120)
+    found = re.search(r"<body>(\{.*\})</body>", done.stdout)
+    assert found, done.stdout[-500:] + done.stderr[-500:]
+    return json.loads(found.group(1))
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium is installed")
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_loads_every_figure_and_nothing_overflows(width, lesson, tmp_path):
+    found = _opened(lesson.run / "report" / "report.html", tmp_path, width)
+    assert found["window"] == width and found["wide"] <= width
+    assert len(found["pictures"]) == 7
+    assert all(natural > 0 and right <= width for natural, right in found["pictures"])
+    assert found["small"] >= 14, "pixels of the words"
+
+
+def _light(colour):
+    return np.mean([int(part) for part in re.findall(r"\d+", colour)[:3]]) > 128
+
+
+@pytest.mark.skipif(not BROWSER, reason="no chromium is installed")
+def test_the_page_is_dark_where_the_reader_wants_it_dark(lesson, tmp_path):
+    path = lesson.run / "report" / "report.html"
+    for flags, light in ((), True), (("--blink-settings=preferredColorScheme=0",), False):
+        ground, ink = _opened(path, tmp_path, 360, *flags)["colours"]
+        assert (_light(ground), _light(ink)) == (light, not light)
+
+
+def test_a_run_without_weights_has_its_learning_drawn_and_one_line(lesson, tmp_path, capsys):
+    for name in ("config.yaml", "metrics.jsonl", "scores.jsonl"):
+        shutil.copy(lesson.run / name, tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 99')  # as a crash may leave it
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "weights.npz: is not there yet" in said
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"learning.png",
+                                                                      "report.html"}
+    text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert len(_check(text)) == 1 and text.count("Left out") == 6
+
+
+def test_an_unknown_environment_gets_one_line_and_the_learning_is_drawn(lesson, tmp_path, capsys):
+    for name in ("metrics.jsonl", "scores.jsonl", "weights.npz"):
+        shutil.copy(lesson.run / name, tmp_path)
+    text = (lesson.run / "config.yaml").read_text(encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(text.replace("CartPole-v1", "CartPoll-v1"), "utf-8")
+    assert report.main([str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "CartPoll-v1" in said
+    assert (tmp_path / "report" / "learning.png").is_file()
+
+
+@pytest.mark.parametrize("flags", [[], ["a", "b"], ["--fast"]])
+def test_a_command_without_one_run_gets_one_line(flags, capsys):
+    assert report.main(flags) == 2
+    said = capsys.readouterr().err
+    assert said == "utils.report: expected the folder of a run: python -m utils.report RUN\n"
+
+
+def test_a_folder_without_a_run_gets_one_line_and_nothing_is_written(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "utils.report", tmp_path], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr == f"utils.report: {tmp_path}: holds no run (no config.yaml)\n"
+
+
+def test_images_and_short_episodes_are_dreamed_too_and_what_cannot_be_made_is_said(
+        tmp_path, capsys):
+    run = _run_of(tmp_path / "run", "Catch-bsuite")
+    assert report.write(run, ("learning", "open-loop", "robustness")) == 0
+    said = capsys.readouterr().err
+    assert re.findall(r"^left out +(\S+): ", said, re.MULTILINE) == ["learning", "robustness"]
+    assert {path.name for path in (run / "report").iterdir()} == {"open-loop.png", "open-loop.gif",
+                                                                 "report.html"}
+    text = (run / "report" / "report.html").read_text(encoding="utf-8")
+    assert len(_check(text)) == 2 and "5 steps seen, then 5 dreamed, in 32 episodes" in text
+    with Image.open(run / "report" / "open-loop.gif") as film:
+        assert film.n_frames == 10
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--resume", "RUN"], "--world-model-only: cannot be used with --resume"),
+    (["--eval", "RUN"], "--world-model-only: cannot be used with --eval"),
+    (["--seeds", "2"], "--world-model-only: cannot be used with --seeds"),
+    (["--set", "learning.beta_critic=1"], "expected learning.beta_critic 0, found 1"),
+    (["--config", "RUN/config.yaml"], "unknown preset 'world_model'"),
+])
+def test_what_makes_no_sense_with_a_world_model_alone_gets_one_line(flags, said, lesson, capsys):
+    flags = [flag.replace("RUN", str(lesson.run)) for flag in flags]
+    assert dreamer.main(["--world-model-only", *flags]) == 2
+    found = capsys.readouterr().err
+    assert said in found and found.count("\n") == 1

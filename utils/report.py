@@ -1,0 +1,240 @@
+"""Pictures of what an agent has learned and dreams, and a page that holds them.
+
+    python -m utils.report RUN
+
+writes RUN/report/ with PNG and GIF files and report.html. Stands on top of dreamer.py.
+"""
+
+import math
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gymnax_wrappers import SOLVED
+from utils import config as configuration
+from utils import cli, dream_film, figures, observations, page, plots, studies, weights
+from utils.agent import Agent
+from utils.captions import CAPTIONS
+from utils.checkpoint import Checkpoints
+from utils.logger import METRICS, SCORES
+from utils.settings import Config
+
+FOLDER, PAGE = "report", "report.html"
+DREAMS = ("open-loop", "imagined", "heads", "latents")  # what needs a world model, but no policy
+
+
+class Made(NamedTuple):
+    """What a figure consists of: files, and a sentence with what was measured."""
+
+    pictures: tuple
+    found: str = ""
+
+
+def main(argv=None):
+    """The command: -> exit status"""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
+    if len(argv) != 1 or argv[0].startswith("-"):
+        return _complain(ValueError("expected the folder of a run: python -m utils.report RUN"))
+    return _attempt(argv[0], tuple(CAPTIONS))
+
+
+def dreams(run):
+    """The figures of a world model that no policy was learned in: -> exit status"""
+    return _attempt(run, DREAMS)
+
+
+def _attempt(run, names):
+    try:
+        return write(run, names)
+    except (ValueError, OSError) as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def write(run, names):
+    """Make the figures of these names and the page: -> exit status
+
+    It is 2 where there is no agent to ask: then the learning curves are drawn all the same.
+
+    Raises: ValueError, one line, for a folder that holds no run; OSError."""
+    run, status, material, why = Path(run), 0, None, ""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run}: holds no run (no config.yaml)")
+    config = configuration.load(run / "config.yaml", Config)
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    try:
+        agent = Agent(run)
+    except ValueError as error:
+        agent, why, status = None, str(error), _complain(error)
+    if agent and set(names) - {"learning"}:
+        material = studies.gather(agent)
+    sections = []
+    for name in names:
+        figure = partial(MAKERS[name], run, folder)
+        sections.append(_section(name, figure, config if name == "learning" else material, why))
+    _forget_others(folder, sections)
+    title = f"{config.run.env}, seed {config.run.seed}"
+    text = page.write(title, _facts(run, config), sections)
+    weights.replace(folder / PAGE, text.encode())
+    print(f"report       {folder / PAGE}")
+    return status
+
+
+def _section(name, make, material, why):
+    """The Section of a figure; one that cannot be made says why, in one line."""
+    section = page.Section(name, list(CAPTIONS).index(name) + 1, CAPTIONS[name])
+    if material is None:
+        return section._replace(left_out=why)
+    try:
+        made = make(material)
+    except studies.NothingToShow as error:
+        print(f"left out     {name}: {error}", file=sys.stderr)
+        return section._replace(left_out=str(error))
+    return section._replace(pictures=made.pictures, found=made.found)
+
+
+def _forget_others(folder, sections):
+    """Delete pictures of an older report that this one does not hold."""
+    kept = {path.name for section in sections for path in section.pictures}
+    for path in [*folder.glob("*.png"), *folder.glob("*.gif")]:
+        if path.name not in kept and path.stem in CAPTIONS:
+            path.unlink()
+
+
+def _complain(error):
+    print(f"utils.report: {cli.reason(error)}", file=sys.stderr)
+    return 2
+
+
+def _facts(run, config):
+    metrics = _rows(run / METRICS)
+    steps = f"{metrics[-1]['step']:,} environment steps so far" if metrics else "nothing logged yet"
+    scores = plots.series(metrics, "charts/score_return")[1]
+    score = f", score {scores[-1]:.4g}" if scores else ""
+    return (f"{run.resolve().name}: {steps}{score}. Fresh episodes of the kept weights; half of "
+            f"the environments begin each with up to {studies.rollouts.RANDOM_ACTIONS} random "
+            f"actions, so that there are odd states to foresee.")
+
+
+def _rows(path):
+    return plots.rows(path) if path.is_file() else []
+
+
+# ------------------------------------------------------------------------------------------------
+# The figures: each takes the run, the report's folder and the material -> Made
+# ------------------------------------------------------------------------------------------------
+
+
+def _learning(run, folder, config):
+    metrics, scores = _rows(run / METRICS), _rows(run / SCORES)
+    if not metrics:
+        raise studies.NothingToShow("nothing was logged yet (metrics.jsonl has no row)")
+    path = folder / "learning.png"
+    figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
+                               config=config, solved=SOLVED.get(config.run.env)))
+    means = plots.series(metrics, "charts/eval_return")[1]
+    return Made((path,), f"{len(scores)} training episodes"
+                + (f"; evaluations from {means[0]:.4g} to {means[-1]:.4g}, at best "
+                   f"{max(means):.4g}." if means else "."))
+
+
+def _open_loop(_, folder, material):
+    found, env, path = studies.open_loop(material), material.agent.env, folder / "open-loop.png"
+    pictures = [path]
+    if env.is_image:
+        pictures.append(folder / "open-loop.gif")
+        _open_loop_images(env, found, pictures)
+    else:
+        figures.save(path, partial(figures.vectors, names=observations.entries(env),
+                                   context=found.context, true=found.true, dreams=found.dreams,
+                                   curves=found.curves))
+    steps = min(studies.SCORED, len(found.dreams[0]))
+    dream, same, mean = (found.scores[name] for name in ("dream", "no change", "the mean"))
+    return Made(tuple(pictures), (
+        f"{_count(found.context, 'step')} seen, then {len(found.dreams[0])} dreamed, in "
+        f"{_count(found.episodes, 'episode')}. Over the first {steps}, the error is {dream:.3f} of "
+        f"a standard deviation; of \u201cno change\u201d {same:.3f}, of \u201cthe mean\u201d "
+        f"{mean:.3f}."))
+
+
+def _open_loop_images(env, found, paths):
+    """A figure with strips, and a film of the whole window."""
+    dreamed = np.concatenate([found.true[: found.context], found.dreams[0]])
+    pictures = (observations.coloured(env, found.true), observations.coloured(env, dreamed),
+                observations.differences(found.true, dreamed))
+    figures.save(paths[0], partial(figures.images, context=found.context, pictures=pictures,
+                                   curves=found.curves))
+    texts = [f"seen, step {t + 1}" if t < found.context else f"dreamed, step {t + 1}"
+             for t in range(len(dreamed))]
+    strips = [[observations.enlarged(picture, dream_film.SIDE) for picture in part]
+              for part in pictures]
+    dream_film.side_by_side(paths[1], ("true", "dreamed", "error"), texts, strips)
+
+
+def _count(number, word):
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def _imagined(_, folder, material):
+    panels, path = studies.imagined(material), folder / "imagined.png"
+    figures.save(path, partial(figures.imagined, panels=panels))
+    curves = next(iter(panels.values()))
+    step = min(studies.SCORED, int(np.isfinite(curves["dream"]).sum()))
+    numbers = ", ".join(f"{name} {values[step - 1]:.2f}" for name, values in curves.items())
+    return Made((path,), f"Error of the observation at step {step}: {numbers}.")
+
+
+def _heads(_, folder, material):
+    found, path = studies.heads(material), folder / "heads.png"
+    figures.save(path, partial(figures.heads, heads=found))
+    said = [f"{name} {score:.3f}" if math.isfinite(score) else f"{name} none, for it never changes"
+            for name, score in found.scores.items()]
+    return Made((path,), f"Correlations with what happened: {', '.join(said)}; "
+                f"{_count(len(found.chances[1]), 'end')} of the world among "
+                f"{len(found.chances[0]) + len(found.chances[1]):,} rows.")
+
+
+def _latents(_, folder, material):
+    found, path = studies.latents(material), folder / "latents.png"
+    figures.save(path, partial(figures.latents, planes=found.planes, colours=found.colours,
+                               usage=found.usage))
+    counts = found.usage[1]
+    return Made((path,), f"The two principal components hold {100 * found.shares.sum():.0f}% of "
+                f"the variance; a latent uses {counts.min():.1f} to {counts.max():.1f} of "
+                f"{found.usage[0].shape[1]} classes.")
+
+
+def _dream(_, folder, material):
+    found, env, path = studies.episode(material), material.agent.env, folder / "dream.gif"
+    frames = [[observations.scene(env, x[min(t, len(x) - 1)]) for t in found.times]
+              for x in (found.real, found.dreamed)]
+    dream_film.episode(path, env.name, frames, found.curves)
+    return Made((path,), f"{len(found.real) - 1} real steps, {len(found.dreamed) - 1} dreamed.")
+
+
+def _robustness(run, folder, material):
+    saved = [(one.record["step"], one.arrays) for one in Checkpoints(run).newest_first(_complain)]
+    if len(saved) < 2:
+        raise studies.NothingToShow(f"two checkpoints are needed, the run holds {len(saved)}")
+    steps, panels = [step for step, _ in reversed(saved)], studies.robustness(material, saved[::-1])
+    path = folder / "robustness.png"
+    figures.save(path, partial(figures.robustness, steps=steps, panels=panels))
+    changes = [f"{name} {values[0]:.3f} to {values[-1]:.3f}" for curves in panels.values()
+               for name, values in curves.items() if values[0] != values[-1]]
+    return Made((path,), f"From step {steps[0]:,} to {steps[-1]:,}: {', '.join(changes)}.")
+
+
+MAKERS = dict(zip(CAPTIONS, (_learning, _open_loop, _imagined, _heads, _latents, _dream,
+                             _robustness), strict=True))
+
+if __name__ == "__main__":
+    sys.exit(main())
