@@ -93,8 +93,8 @@ def test_a_float_may_be_written_as_pyyaml_reads_text(text):
 
 
 def test_the_file_itself_may_write_a_float_so(tmp_path):
-    text = SHIPPED.read_text(encoding="utf-8").replace("eta: 0.0003", "eta: 3e-4", 1)
-    assert yaml.safe_load(text)["learning"]["eta"] == "3e-4"  # text: the trap that is tested
+    text = SHIPPED.read_text(encoding="utf-8").replace("eta: 0.01", "eta: 1e-2", 1)
+    assert yaml.safe_load(text)["learning"]["eta"] == "1e-2"  # text: the trap that is tested
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     assert load(tmp_path / "mine.yaml", Config) == load(SHIPPED, Config)
 

@@ -43,24 +43,6 @@ def call(tiny, *flags):
                        "--runs", str(tiny.parent / "runs"), *flags])
 
 
-def test_a_run_is_made_kept_drawn_and_not_made_again(tiny, capsys, monkeypatch):
-    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
-    assert "begins" in capsys.readouterr().out
-    found = suite.read(tiny.parent / "results")["Catch-bsuite"]
-    (seed,) = found["seeds"]
-    last = [json.loads(line) for line in (
-        tiny.parent / "runs" / "Catch-bsuite-0" / "run" / "metrics.jsonl").open()][-1]
-    assert seed["score"] == found["score"] == last["charts/score_return"]
-    assert seed["steps"] == last["step"] >= 320 and found["block"] == {"run": {"steps": 320}}
-    assert seed["curve"] and seed["updates"] > 0 and seed["seconds"] > 0
-    assert seed["versions"]["jax"] and seed["date"] and seed["machine"]["cpus"]
-    assert -0.8 < found["random"]["score"] < -0.4
-    Image.open(tiny.parent / "results" / "results.png").verify()
-    monkeypatch.setattr(suite, "_train", lambda *_: pytest.fail("made a second time"))
-    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
-    assert "done before" in capsys.readouterr().out
-
-
 def _no_time(begun, run, folder, path):
     """Stands in for a run that succeeds."""
     begun.append((run.run.env, run.run.seed))
@@ -112,22 +94,39 @@ def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch
     assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
 
 
-def test_an_interrupted_suite_stops_its_run_and_goes_on_with_it_when_started_again(tiny):
-    command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "CartPole-v1",
+def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(tiny, capsys, monkeypatch):
+    command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "Catch-bsuite",
                "--seeds", "1", "--results", tiny.parent / "results", "--runs", tiny.parent / "runs"]
-    log = tiny.parent / "runs" / "CartPole-v1-0" / "log.txt"
+    folder = tiny.parent / "runs" / "Catch-bsuite-0"
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
-        while "device" not in (log.read_text(encoding="utf-8") if log.exists() else ""):
+        while "device" not in _text(folder / "log.txt"):
             assert first.poll() is None
             time.sleep(0.1)
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as second:
-            assert "another process is at it" in second.stdout.read()
+        assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
+        assert "another process is at it" in capsys.readouterr().out
         os.kill(first.pid, signal.SIGINT)
         assert "the same command goes on" in first.stdout.read()
-    assert first.returncode == 130 and second.returncode == 0
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "goes on" in done.stdout
-    assert "resuming" in log.read_text(encoding="utf-8")
+    assert first.returncode == 130
+
+    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
+    assert "goes on" in capsys.readouterr().out and "resuming" in _text(folder / "log.txt")
+    found = suite.read(tiny.parent / "results")["Catch-bsuite"]
+    (seed,) = found["seeds"]
+    last = json.loads(_text(folder / "run" / "metrics.jsonl").splitlines()[-1])
+    assert seed["score"] == found["score"] == last["charts/score_return"]
+    assert seed["steps"] == last["step"] >= 320 and found["block"] == {"run": {"steps": 320}}
+    assert seed["curve"] and seed["updates"] > 0 and seed["seconds"] > 0
+    assert seed["versions"]["jax"] and seed["date"] and seed["machine"]["cpus"]
+    assert -0.8 < found["random"]["score"] < -0.4
+    Image.open(tiny.parent / "results" / "results.png").verify()
+
+    monkeypatch.setattr(suite, "_train", lambda *_: pytest.fail("made a second time"))
+    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
+    assert "done before" in capsys.readouterr().out
+
+
+def _text(path):
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -26,7 +26,6 @@ SMALL = [
     # chances are to be learnt exactly: no free bits, hardly a uniform share
     "learning.free_bits=0", "model.unimix=0.001", "learning.beta_pred=1", "learning.slow_rate=0.02",
     "optimizer.lr=0.003", "optimizer.warmup=50", "optimizer.lr_final=0.1",
-    "learning.eta=0.01",  # so short a training must not be settled before the model is right
 ]
 
 
