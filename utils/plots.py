@@ -177,9 +177,15 @@ def _draw_losses(figure, grid, losses, last):
 
 
 def scale_loss(ax, values):
-    """A log axis where positive values span much."""
+    """A log axis where positive values span much, with room between the numbers beside it."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
+        wide = max(values) > 300 * min(values)
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 3)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_solved(ax, solved):
