@@ -31,13 +31,11 @@ SOLVED = {
 }
 
 
-# The methods that are used, the first of several names, and what they are called with.
-INTERFACE = (
-    (("reset_env", "reset"), ("key", "params")),
-    (("step_env", "step"), ("key", "state", "action", "params")),
-    (("action_space",), ("params",)),
-    (("observation_space",), ("params",)),
-)
+# The methods that are used, and what they are called with. `reset_env` and `step_env`, which never
+# reset by themselves, stand in for the first two where an environment's own class has both (what a
+# wrapper merely hands through would leave the wrapper out).
+RESET, STEP = ("key", "params"), ("key", "state", "action", "params")
+SPACES = {"action_space": ("params",), "observation_space": ("params",)}
 
 BUILT_IN = frozenset(gymnax.registered_envs)
 MNIST, MNIST_FOLDER = "MNISTBandit-bsuite", Path("/tmp/mnist")  # where Gymnax looks for its data
@@ -82,7 +80,9 @@ class Environment:
     def __init__(self, name, env, params, observation):
         self.name, self.env, self.params = name, env, params
         self.solved = SOLVED.get(name)
-        self._reset, self._step, acts, seen = guests.methods(name, env, INTERFACE)
+        own = hasattr(type(env), "reset_env") and hasattr(type(env), "step_env")
+        used = {"reset_env": RESET, "step_env": STEP} if own else {"reset": RESET, "step": STEP}
+        self._reset, self._step, acts, seen = guests.methods(name, env, used | SPACES)
         self.action_space = _action_space(name, guests.call(name, acts, params))
         self.discrete = isinstance(self.action_space, spaces.Discrete)
         space, self._seen = self.action_space, self._raw()
@@ -90,6 +90,7 @@ class Environment:
         self.raw_shape, declared = self._seen.shape, guests.call(name, seen, params)
         self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
         self.is_image = _is_image(name, self.raw_shape, observation)
+        self.is_bytes = self._seen.dtype == jnp.uint8
         self.x_shape, self.x_dtype = self._kind(self._seen)
 
     def reset(self, key):
@@ -102,8 +103,7 @@ class Environment:
         """Carry out an action [A] -> EnvState, Step
 
         After the last row of an episode the action is ignored and the next episode's first row
-        comes. Gymnax's `step_env` is called where there is one, never its `step`: that one resets
-        by itself."""
+        comes."""
         step_key, reset_key = jax.random.split(key)
         x, inner, *numbers = self._played(step_key, state.inner, self.action(action))
         guests.same_shapes(self.name, "observation", self._seen, x)
@@ -139,7 +139,8 @@ class Environment:
 
     def _raw(self):
         """Shape and dtype of the raw observation: of the array, declared bounds may be wrong."""
-        raw, _ = jax.eval_shape(self._fresh, jax.random.key(0))
+        with guests.Guest(f"run.env: {self.name}"):  # a state may be nothing that jax knows
+            raw, _ = jax.eval_shape(self._fresh, jax.random.key(0))
         if not isinstance(raw, jax.ShapeDtypeStruct):
             raise guests.GuestError(f"run.env: {self.name} has observations of type "
                                     f"{type(raw).__name__}, expected one array")
@@ -198,7 +199,7 @@ def make(name, observation="auto", changes=None):
     env, params = _own(name) if ":" in name else _registered(name)
     params = guests.with_values(name, params, changes)
     environment = Environment(name, env, params, observation)
-    if name not in BUILT_IN:
+    if name not in BUILT_IN or changes:
         _try_out(environment)
     return environment
 
@@ -230,17 +231,20 @@ def _own(name):
     made = guests.call(name, factory)
     if isinstance(made, tuple) and len(made) == 2:
         return made
-    return made, getattr(made, "default_params", None)
+    return made, guests.attribute(name, made, "default_params")
 
 
 def _try_out(env):
-    """Play some steps at random: is all that the environment gives finite?
+    """Play some steps at random: is all that the environment gives finite, and an image one?
 
     Raises: ValueError naming the first entry that is not, and when."""
     episodes, steps = 8, 100
+    raw = Environment(env.name, env.env, env.params, "vector")  # as it is, also where it is pixels
     reset_key, play_key = jax.random.split(jax.random.key(0))
-    x, r = _at_random(env, jax.random.split(reset_key, episodes), jax.random.split(play_key, steps))
-    for what, values in (("observation", x.reshape(steps, episodes, -1)), ("reward", r[..., None])):
+    with guests.Guest(f"run.env: {env.name}"):
+        x, r = jax.device_get(_at_random(
+            raw, jax.random.split(reset_key, episodes), jax.random.split(play_key, steps)))
+    for what, values in (("observation", x), ("reward", r[..., None])):
         found = np.argwhere(~np.isfinite(values))
         if len(found):
             step, episode, entry = (int(n) for n in found[0])
@@ -248,6 +252,10 @@ def _try_out(env):
             raise guests.GuestError(
                 f"run.env: {env.name}:{place} the {what} is {values[step, episode, entry]} "
                 f"after {step} steps of random actions, expected finite numbers")
+    if env.is_image and not env.is_bytes and (x.min() < 0 or x.max() > 1):
+        raise guests.GuestError(
+            f"run.env: {env.name}: an image has values from {x.min():g} to {x.max():g}, expected "
+            "0 to 1, or uint8 (run.observation=vector takes any)")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -20,8 +20,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # A module of good and bad environments, all made from the README's.
 WORLDS = '''
+import dataclasses
 import gymnax
-from my_env import Line, Params, State, jax, jnp, spaces
+import gymnax.wrappers.purerl
+from my_env import Line, Params, State, jax, jnp, spaces, struct
 
 class Lacking:
     def reset(self, key, params): ...
@@ -88,8 +90,6 @@ class Resetting:
     """Only `step`, which resets by itself, as Gymnax's does."""
     default_params = Params(max_steps_in_episode=4)
     action_space, observation_space = Line.action_space, Line.observation_space
-    reset, step = Line.reset, Line.step
-    reset_env, step_env = property(), property()
     def __init__(self):
         self.whole = Line()
     def reset(self, key, params):
@@ -111,6 +111,47 @@ class Open:
 
 def opened():
     return Open(), {"pay": 2.0}
+
+class Generous(gymnax.wrappers.purerl.GymnaxWrapper):
+    """Hands everything through but `step`."""
+    def step(self, key, state, action, params):
+        x, state, r, *rest = self._env.step(key, state, action, params)
+        return x, state, r - 100.0, *rest
+
+def wrapped():
+    return Generous(Line()), Params()
+
+@dataclasses.dataclass
+class Plain:
+    time: int = 0
+
+class Stateless(Line):
+    def reset_env(self, key, params):
+        return jnp.zeros(2), Plain()
+
+class Unfinished(Line):
+    @property
+    def default_params(self):
+        return self.forgotten
+
+class Unpaid(Line):
+    def step_env(self, key, state, action, params):
+        x, state, _, *rest = super().step_env(key, state, action, params)
+        return x, state, {"pay": 1}, *rest
+
+class Bright(Line):
+    def reset_env(self, key, params):
+        return 255.0 * jnp.ones((8, 8)), super().reset_env(key, params)[1]
+    def step_env(self, key, state, action, params):
+        return 255.0 * jnp.ones((8, 8)), *super().step_env(key, state, action, params)[1:]
+
+@struct.dataclass
+class Rich(Params):
+    name: str = "x"
+    goal: object = None
+
+class Varied(Line):
+    default_params = Rich()
 
 def failing():
     raise RuntimeError("no licence\\n\\nfor this world")
@@ -172,11 +213,11 @@ def test_what_a_module_registers_with_gymnax_is_found_by_its_id(folder):
     ("slip:x", ["SyntaxError", "slip.py, line 3"]),
     ("needy:x", ["ModuleNotFoundError", "needy.py, line 1", "package_that_is_not_there"]),
     ("worlds:number", ["int", "class or function"]),
-    ("worlds:nothing", ["NoneType", "reset_env or reset", "action_space"]),
+    ("worlds:nothing", ["NoneType", "reset, step", "action_space"]),
     ("worlds:failing", ["RuntimeError", "worlds.py, line", "no licence"]),
-    ("worlds:Lacking", ["step_env or step", "action_space", "observation_space"]),
+    ("worlds:Lacking", ["without step, action_space, observation_space"]),
     ("worlds:Shy", ["step_env(key, state, action)", "step_env(key, state, action, params)"]),
-    ("worlds:Slip", ["AttributeError", "worlds.py, line 13", "forgotten"]),
+    ("worlds:Slip", ["AttributeError", "worlds.py, line 15", "forgotten"]),
     ("worlds:Four", ["a step gives 4 values", "expected 5 or 6"]),
     ("worlds:Alone", ["a reset gives", "expected 2: observation, state"]),
     ("worlds:Growing", ["its observation as float32[1] at reset", "float32[2] after a step"]),
@@ -188,6 +229,10 @@ def test_what_a_module_registers_with_gymnax_is_found_by_its_id(folder):
     ("worlds:Named", ["observations of type dict", "one array"]),
     ("worlds:TwoHands", ["actions of type Tuple", "Discrete or Box"]),
     ("worlds:Boundless", ["without bounds"]),
+    ("worlds:Stateless", ["TypeError", "Plain"]),
+    ("worlds:Unfinished", ["AttributeError", "worlds.py, line", "forgotten"]),
+    ("worlds:Unpaid", ["worlds:Unpaid", "TypeError"]),
+    ("worlds:Bright", ["values from 255 to 255", "0 to 1, or uint8"]),
 ])
 def test_what_cannot_be_learned_from_is_said_in_one_line(folder, name, words):
     message = refused(name)
@@ -202,6 +247,10 @@ def test_what_cannot_be_learned_from_is_said_in_one_line(folder, name, words):
     ("my_env:Line", {"stride": [1, 2]}, ["run.env_params.stride", "a number", "[1, 2]"]),
     ("my_env:Line", {"max_steps_in_episode": 2.5}, ["a whole number", "2.5"]),
     ("DiscountingChain-bsuite", {"reward_timestep": [1, 2]}, ["a whole number ([5] of them)"]),
+    ("worlds:Varied", {"name": 3}, ["run.env_params.name", "str", "cannot be changed"]),
+    ("worlds:Varied", {"goal": 3}, ["run.env_params.goal", "NoneType", "cannot be changed"]),
+    ("CartPole-v1", {"gravity": float("nan")}, ["CartPole-v1", "nan after"]),
+    ("CartPole-v1", {"max_steps_in_episode": 5_000_000_000}, ["CartPole-v1", "OverflowError"]),
     ("worlds:opened", {"pay": 1}, ["no parameters that could be changed"]),
 ])
 def test_a_parameter_of_another_name_or_kind_is_refused(folder, name, changes, words):
@@ -214,6 +263,7 @@ def test_parameters_reach_the_environment(folder):
     env = gymnax_wrappers.make("my_env:Line", changes={"stride": 1, "max_steps_in_episode": 7.0})
     assert env.params.stride == 1.0 and isinstance(env.params.stride, float)
     assert env.params.max_steps_in_episode == 7 and "at most 7 steps" in env.describe()
+    assert gymnax_wrappers.make("my_env:Line", changes={"stride": "1e-3"}).params.stride == 1e-3
     chain = gymnax_wrappers.make("DiscountingChain-bsuite",
                                  changes={"reward_timestep": [5, 4, 3, 2, 1]})
     assert chain.params.reward_timestep.tolist() == [5, 4, 3, 2, 1]
@@ -245,6 +295,18 @@ def test_a_step_that_does_not_reset_is_reset_and_both_flags_may_be_true(folder):
     assert played.r.tolist() == [0, 2, 2, 2, 0, 2]
     assert played.is_last.tolist() == played.is_terminal.tolist() == [False] * 3 + [True] + [
         False] * 2
+
+
+def test_a_wrapper_is_not_left_out_of_what_it_wraps(folder):
+    played = rows("worlds:wrapped", 3)
+    assert (played.r[1:] < -99).all()
+
+
+def test_an_environment_can_be_stepped_outside_of_compiled_code():
+    env = gymnax_wrappers.make("CartPole-v1")
+    state, _ = env.reset(jax.random.key(0))
+    _, now = env.step(jax.random.key(1), state, jnp.array([0.0, 1.0]))
+    assert now.r == 1.0
 
 
 def test_the_command_refuses_with_status_2_and_one_line(folder, capsys):

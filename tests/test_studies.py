@@ -104,16 +104,28 @@ def test_an_open_loop_begins_where_the_episode_does_and_shows_the_liveliest(mate
     assert all(len(values) == 45 and np.isfinite(values).all() for values in found.curves.values())
 
 
-def test_windows_count_an_episode_only_while_it_lasts():
-    ends = np.zeros((2, 30), bool)
-    ends[0, [2, 14, 29]] = ends[1, [9, 29]] = True  # episodes of 3, 12, 15, 10 and 20 rows
-    first = np.roll(ends, 1, 1)
-    rows = SimpleNamespace(is_first=first, r=np.zeros((2, 30)))
-    context, (envs, places), known = studies._windows(rows)
-    assert context == 2 and known.shape[1] == 3, "so long that all five reach it"
-    assert rows.is_first[envs[:, 0], places[:, 0]].all() and known.all()
+def _episodes_of(*lengths):
+    """Rows of environments that play episodes of these lengths, all the same number of rows."""
+    first = [np.isin(np.arange(sum(part)), np.cumsum([0, *part])) for part in lengths]
+    return SimpleNamespace(is_first=np.array(first), r=np.zeros((len(first), sum(lengths[0]))))
+
+
+def test_windows_begin_with_episodes_and_are_as_long_as_the_longest():
+    rows = _episodes_of((3, 12, 15), (10, 20))
+    context, size, whole, others = studies._beginnings(rows)
+    assert (context, size) == (2, 3), "so long that all five reach it"
+    for env, first, length in [*whole, *others]:
+        assert rows.is_first[env, first] and length >= size
     with pytest.raises(studies.NothingToShow, match="no episode has two rows"):
-        studies._windows(SimpleNamespace(is_first=np.ones((2, 5), bool), r=np.zeros((2, 5))))
+        studies._beginnings(_episodes_of((1,) * 5, (1,) * 5))
+
+
+def test_what_is_shown_of_an_open_loop_is_one_episode_however_many_short_ones_there_are():
+    short = _episodes_of(*[(20,) * 40] * 31, (60,) * 13 + (20,))
+    _, size, whole, others = studies._beginnings(short)
+    assert size == 50 and (whole[:, 2] == 60).all() and (others[:, 2] == 20).mean() > 0.9
+    envs, places = studies._places(short, whole, size)
+    assert not short.is_first[envs[:, 1:], places[:, 1:]].any()
 
 
 def _compared(alive, x=0.0):

@@ -62,8 +62,8 @@ def pretend(monkeypatch):
     begun = []
     monkeypatch.setattr(suite, "_train", partial(_no_time, begun))
     monkeypatch.setattr(suite, "_result", _seed_as_score)
-    monkeypatch.setattr(suite, "random_policy", lambda name: {"score": -1.0, "episodes": 1,
-                                                              "interval": 0.0})
+    monkeypatch.setattr(suite, "random_policy", lambda run: {"score": -1.0, "episodes": 1,
+                                                             "interval": 0.0})
     return begun
 
 
@@ -84,6 +84,42 @@ def test_a_run_with_other_numbers_is_made_again_in_the_place_of_the_old_one(tiny
     assert pretend == [("Catch-bsuite", 0), ("Catch-bsuite", 1), ("Catch-bsuite", 0)]
     found = suite.read(tiny.parent / "results")["Catch-bsuite"]
     assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+
+
+def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numbers_is(
+        tiny, tmp_path, monkeypatch):
+    begun, config = [], suite._config(tiny, "Catch-bsuite", 0)
+    monkeypatch.setattr(suite.subprocess, "Popen", partial(_begin, begun))
+    folder = tmp_path / "Catch-bsuite-0"
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / "1.json").touch()
+    (folder / "run" / "metrics.jsonl").write_text('{"charts/score_return": 1.0}\n')
+    (folder / "run" / "config.yaml").write_text(suite.configuration.dump(config))
+    assert suite._train(config, folder, tiny) == 0 and not begun
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert suite._train(config, folder, tiny) == 0 and "--resume" in begun[0]
+    other = suite._config(tiny, "Catch-bsuite", 1)
+    assert suite._train(other, folder, tiny) == 0 and "--logdir" in begun[1]
+    assert not (folder / "run").exists()
+
+
+class _begin:
+    """Stands in for a process that ends at once."""
+
+    returncode = 0
+
+    def __init__(self, begun, command, stdout, stderr, start_new_session):
+        begun.append(command)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def poll(self):
+        """It has ended."""
+        return 0
 
 
 def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch, capsys):
@@ -162,7 +198,8 @@ def test_a_score_reaches_its_reference_or_does_not(score, interval, reference, w
 
 
 def test_the_random_policy_of_a_known_game_gets_what_it_must():
-    found = suite.random_policy("SimpleBandit-bsuite")  # one arm of eleven, 0 to 1
+    run = suite._config(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
+    found = suite.random_policy(run)  # one arm of eleven, 0 to 1
     assert abs(found["score"] - 0.5) < 0.04 and 0.015 < found["interval"] < 0.025
 
 

@@ -28,8 +28,8 @@ CAPTIONS = {
     "open-loop": Caption(
         "Open loop",
         "The world model sees the first steps of an episode and dreams on with the actions that "
-        "were really taken. Of the episodes compared, the one is shown in which most changes. "
-        "The error is that of the mean of the dreams, over all of them, each while it lasts.",
+        "were really taken. Of whole episodes, one is shown in which much changes. The error is "
+        "that of the mean of the dreams, over all episodes compared, each while it lasts.",
         "What happened lies within the dreams, which spread where the future is uncertain. The "
         "error starts far below both guesses and reaches them late; for the steps that training "
         "dreams, 15 as shipped, it should stay below a third of \u201cno change\u201d."),
@@ -37,15 +37,15 @@ CAPTIONS = {
         "Imagined against real",
         "The policy acts in dreams and in the environment from the same starts, half of them from "
         "among random actions. Where the policy or the world is random, no dream can foresee one "
-        "real episode exactly: how well other real episodes from the same start foretell it is "
-        "the least error that is possible.",
+        "real episode exactly: how well the mean of other real episodes from the same start "
+        "foretells it is about the least error that is possible.",
         "The dream is as good as other real episodes, and better than \u201cno change\u201d and "
         "\u201cthe mean\u201d, for as many steps as training dreams."),
     "heads": Caption(
         "Heads",
         "Predicted against true reward of every row; the value against the discounted return that "
-        "was received, of rows behind which most of it is known (what a time limit cuts off is "
-        "estimated by the value of the last row, as in training); and how often the world "
+        "was received, of the rows behind which most of it is known (what a time limit cuts off "
+        "is estimated by the value of the last row, as in training); and how often the world "
         "really went on where the model gave it that chance.",
         "Dots lie on the dashed line. Values may be too low in states that the policy seldom "
         "sees. Ends of the world get a low chance of going on, all other rows one near 1."),

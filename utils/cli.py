@@ -161,9 +161,9 @@ class Parser(argparse.ArgumentParser):
         raise configuration.ConfigError(message)
 
 
-def complain(error):
+def complain(error, program="dreamer.py"):
     """Say what is wrong, in one line -> exit status 2; the error is a ValueError or an OSError."""
-    print(f"dreamer.py: {reason(error)}", file=sys.stderr)
+    print(f"{program}: {reason(error)}", file=sys.stderr)
     return 2
 
 

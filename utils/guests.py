@@ -75,22 +75,25 @@ def find(name, known=()):
 
 
 def methods(name, thing, wanted):
-    """The methods of an object, by (names, arguments): of several names the first that it has.
+    """The methods of an object: {name: what it is called with} -> list, in that order
 
     Raises: GuestError naming what it lacks, or the method that takes other arguments."""
-    found, lacking = [], []
-    for names, arguments in wanted:
-        method = next((getattr(thing, one) for one in names
-                       if callable(getattr(thing, one, None))), None)
-        if method is None:
-            lacking.append(" or ".join(names))
-        else:
-            _takes(name, method, arguments)
-            found.append(method)
+    lacking = [one for one in wanted if not callable(getattr(thing, one, None))]
     if lacking:
         raise GuestError(f"run.env: {name} gives an object of type {type(thing).__name__} without "
                          f"{', '.join(lacking)}: it has not the interface of Gymnax")
-    return found
+    for one, arguments in wanted.items():
+        _takes(name, getattr(thing, one), arguments)
+    return [getattr(thing, one) for one in wanted]
+
+
+def attribute(name, thing, one):
+    """What an object has under a name, None where it has nothing; a property may fail.
+
+    Raises: GuestError."""
+    if hasattr(type(thing), one):  # then an AttributeError is a slip in the property
+        return call(name, getattr, thing, one)
+    return getattr(thing, one, None)
 
 
 def with_values(name, params, changes):
@@ -128,7 +131,7 @@ def scalar(name, what, value, kind):
     """A reward or a flag as an array [] of a kind.
 
     Raises: GuestError where it is not one number."""
-    array = jax.numpy.asarray(value, kind)
+    array = call(name, jax.numpy.asarray, value, kind)
     if array.size != 1:
         raise GuestError(f"run.env: {name}: {what} has the shape {list(array.shape)}, "
                          "expected one number")
@@ -172,21 +175,33 @@ def _takes(name, method, arguments):
 
 
 def _kind(leaf):
-    array = jax.eval_shape(lambda: leaf) if not hasattr(leaf, "dtype") else leaf
+    is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+    array = leaf if is_array else jax.eval_shape(lambda: leaf)
     return f"{array.dtype}{list(array.shape)}"
 
 
 def _alike(where, value, default):
     """`value` as what `default` is: a truth, a whole number, a number, or an array of its shape."""
     kind = np.asarray(default)
-    found = np.asarray(value) if isinstance(value, (bool, int, float, list)) else None
-    fits = found is not None and found.dtype.kind in "biuf" and (
+    if kind.dtype.kind not in "biuf":
+        raise GuestError(f"{where}: is a {type(default).__name__}, which cannot be changed here")
+    found = np.asarray(_number(value))
+    fits = found.dtype.kind in "biuf" and (
         found.shape == kind.shape and (found.dtype.kind == "b") == (kind.dtype.kind == "b")
         and (kind.dtype.kind == "f" or (found == np.trunc(found)).all()))
     if not fits:
         word = {"b": "true or false", "f": "a number"}.get(kind.dtype.kind, "a whole number")
         shape = f" ({list(kind.shape)} of them)" if kind.shape else ""
         raise GuestError(f"{where}: expected {word}{shape}, found {value!r}")
+    value = found.item() if not found.shape else value
     if isinstance(default, (bool, int, float)):
         return type(default)(value)
     return jax.numpy.asarray(found, kind.dtype)
+
+
+def _number(value):
+    """`value`, where it is text the number that it stands for: YAML takes 1e-3 for text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

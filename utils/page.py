@@ -85,5 +85,8 @@ def _picture(path, words):
     with Image.open(path) as image:
         width, height = image.size
     text = base64.b64encode(data).decode()
-    return (f'<img src="data:image/{kind};base64,{text}" width="{width}" height="{height}" '
-            f'alt="{html.escape(words)}">')
+    image = (f'<img src="data:image/{kind};base64,{text}" width="{width}" height="{height}" '
+             f'alt="{html.escape(words)}">')
+    if kind == "gif":  # it moves for ever: who does not want that can close it
+        return f"<details open><summary>Film</summary>{image}</details>"
+    return image

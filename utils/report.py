@@ -198,6 +198,9 @@ def _heads(_, folder, material):
     figures.save(path, partial(figures.heads, heads=found))
     said = [f"{name} {score:.3f}" if math.isfinite(score) else f"{name} none, for it never changes"
             for name, score in found.scores.items()]
+    if "value" in found.pairs:
+        said.append(f"values against returns of which at least {100 * found.received:.0f}% was "
+                    "received and the rest estimated")
     return Made((path,), f"Correlations with what happened: {', '.join(said)}; "
                 f"{_count(len(found.chances[1]), 'end')} of the world among "
                 f"{len(found.chances[0]) + len(found.chances[1]):,} rows.")

@@ -37,6 +37,15 @@ class Material(NamedTuple):
     scale: np.ndarray
 
 
+class Beginnings(NamedTuple):
+    """Episodes [N, 3] to dream on, each (environment, first row, number of rows)."""
+
+    context: int  # rows that are seen
+    size: int  # rows of a window
+    whole: np.ndarray  # episodes as long as the window
+    others: np.ndarray  # episodes of any length
+
+
 class OpenLoop(NamedTuple):
     """One window [W, X], dreams of it [M, W - context, X], errors over all windows by name."""
 
@@ -82,17 +91,19 @@ def _episodes(rows):
 def open_loop(material):
     """The beginnings of episodes, dreamed on with their true actions: -> OpenLoop
 
-    An episode counts while it lasts. Of those as long as the window, the one is shown in which most
-    changes."""
+    An episode counts while it lasts. First among them, and shown, is one that is as long as the
+    window: of STARTS such episodes the one in which most changes."""
     rows = material.played.rows
     if not material.scale.any():
         raise NothingToShow("the observation never changes")
-    context, where, known = _windows(rows)
-    moved = _squared(material, rows.x[where][:, :1], rows.x[where]).sum(1)
-    order = np.argsort(np.where(known.all(1), -moved, 1.0), kind="stable")
-    where, known = tuple(part[order] for part in where), known[order, context:]
+    context, size, whole, others = _beginnings(rows)
+    x = rows.x[_places(rows, whole, size)]
+    moved = _squared(material, x[:, :1], x).sum(1)
+    chosen = np.concatenate([whole[moved.argmax()][None], others])
+    where, known = _places(rows, chosen, size), np.arange(size) < chosen[:, 2:]
     x, a = rows.x[where], rows.a[where][:, context - 1 : -1]
     places = tuple(part[:, context - 1] for part in where)
+    known = known[:, context:]
     dreamed = _dream(material, places, a, SAMPLES, known.shape[1])
     guesses = {"dream": dreamed.x, "no change": x[:, context - 1 : context],
                "the mean": rows.x.mean((0, 1))}
@@ -103,19 +114,22 @@ def open_loop(material):
     return OpenLoop(context, x[0], dreamed.dreams, curves, scores, len(x))
 
 
-def _windows(rows):
-    """Beginnings of episodes: number of context rows, places ([N, W], [N, W]), known [N, W]
-
-    A window is as long as WINDOW, or as the longest episodes; known is what lies in the episode."""
-    envs, first, lengths = _episodes(rows)
+def _beginnings(rows):
+    """Beginnings of windows of WINDOW rows, or as many as the longest episodes have."""
+    episodes = np.stack(_episodes(rows), -1)
+    lengths = episodes[:, 2]
     size = min(WINDOW, np.sort(lengths)[::-1][min(ENOUGH, len(lengths)) - 1])
     if size < 2:
         raise NothingToShow("no episode has two rows")
-    context, steps = min(CONTEXT, size - 1), np.arange(size)
-    chosen = _spread(np.flatnonzero(lengths > context), STARTS)
-    places = np.minimum(first[chosen, None] + steps, rows.r.shape[1] - 1)
-    where = np.broadcast_arrays(envs[chosen, None], places)
-    return context, tuple(where), steps < lengths[chosen, None]
+    context = min(CONTEXT, size - 1)
+    whole, others = episodes[lengths >= size], episodes[lengths > context]
+    return Beginnings(context, size, _spread(whole, STARTS), _spread(others, STARTS - 1))
+
+
+def _places(rows, episodes, size):
+    """The first `size` rows of episodes [N, 3] (and of what follows them): -> ([N, W], [N, W])"""
+    t = np.minimum(episodes[:, 1:2] + np.arange(size), rows.r.shape[1] - 1)
+    return tuple(np.broadcast_arrays(episodes[:, :1], t))
 
 
 def _squared(material, guess, true):
@@ -188,6 +202,7 @@ class Heads(NamedTuple):
     calibration: measures.Calibration
     chances: tuple  # where the world went on, where it ended
     scores: dict  # correlations, nan where what is foreseen never changes
+    received: float  # share of a return that was received, at least; the rest was estimated
 
 
 def heads(material):
@@ -196,18 +211,19 @@ def heads(material):
     A value is that of the policy: rows before a random action have no return."""
     rows, said, learning = (
         material.played.rows, material.said, material.agent.config.learning)
-    pairs = {"reward": (rows.r.ravel(), said.r.ravel())}
+    pairs, least = {"reward": (rows.r.ravel(), said.r.ravel())}, float("nan")
     if learning.beta_critic:
         received = measures.returns(rows, said.values, 1.0 - 1.0 / learning.horizon)
         share = np.where(material.played.is_random, np.nan, received.share)
         if np.isfinite(share).any():
-            counts = share >= 0.5 * np.nanmax(share)
+            least = 0.5 * float(np.nanmax(share))
+            counts = share >= least
             pairs["value"] = received.total[counts], said.values[counts]
     went_on = ~rows.is_terminal
     scores = {name: measures.correlation(*pair) for name, pair in pairs.items()}
     scores["continuation"] = measures.correlation(went_on, said.c)
     return Heads(pairs, measures.calibration(said.c, went_on),
-                 (said.c[went_on], said.c[~went_on]), scores)
+                 (said.c[went_on], said.c[~went_on]), scores, least)
 
 
 class Latents(NamedTuple):

@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def main(argv=None):
             folder.mkdir(parents=True, exist_ok=True)
         read(flags.results)  # if it is broken, that is said before anything runs
     except (ValueError, OSError) as error:
-        return cli.complain(error)
+        return cli.complain(error, "utils.suite")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = [config for config in configs if not _done(config, flags)]
@@ -78,7 +79,7 @@ def _done(config, flags):
         status = _train(config, folder, flags.config)
         if status == 0:
             result = _result(config, folder / "run")
-            _keep(config.run.env, result, flags)
+            _keep(config, result, flags)
             print(f"{name}: {result['score']:.4g} after {result['steps']:,} steps, "
                   f"{result['seconds']:.0f} s", flush=True)
         else:
@@ -97,11 +98,13 @@ def _train(config, folder, path):
     run = config.run
     new = ["--config", str(path), "--env", run.env, "--seed", str(run.seed),
            "--logdir", str(folder / "run")]
-    going_on = ["--resume", str(folder / "run")]
-    started = any((folder / "run" / "checkpoints").glob("*.json"))
-    if not started:
-        _clear(folder / "run")
-    command = [sys.executable, str(ROOT / "dreamer.py"), *(going_on if started else new)]
+    started = _is_of(config, folder / "run") and any((folder / "run/checkpoints").glob("*.json"))
+    if started and _is_whole(folder / "run"):
+        return 0  # and only its result was not kept
+    if not started and (folder / "run").exists():  # other numbers, or nothing to go on from
+        shutil.rmtree(folder / "run")
+    command = [sys.executable, str(ROOT / "dreamer.py"),
+               *(["--resume", str(folder / "run")] if started else new)]
     print(f"{run.env}, seed {run.seed}: {'goes on' if started else 'begins'}, "
           f"its log is {folder / 'log.txt'}", flush=True)
     stopped = False
@@ -118,17 +121,21 @@ def _train(config, folder, path):
     return process.returncode
 
 
-def _clear(folder):
-    """Make room for a run: what one left that ended before its first checkpoint is of no use."""
-    for path in folder.glob("*"):
-        if path.is_file():
-            path.unlink()
+def _is_of(config, folder):
+    """Whether the run in a folder was made with these numbers."""
+    path = folder / "config.yaml"
+    return path.exists() and path.read_text(encoding="utf-8") == configuration.dump(config)
+
+
+def _is_whole(folder):
+    """Whether the run in a folder is over and scored."""
+    rows = plots.rows(folder / "metrics.jsonl")
+    return bool(rows) and "charts/score_return" in rows[-1]
 
 
 def _result(config, folder):
     """What a finished run has to show."""
-    with open(folder / "metrics.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
+    rows = plots.rows(folder / "metrics.jsonl")
     curve = [[row["step"], round(row["charts/eval_return"], 4)] for row in rows
              if "charts/eval_return" in row]
     last, thin = rows[-1], -(-len(curve) // POINTS)
@@ -141,14 +148,16 @@ def _result(config, folder):
     } | machine()
 
 
-def _keep(env, result, flags):
+def _keep(config, result, flags):
     """Put a run into the results, in the place of an older one of its seed, and draw them."""
-    folder = flags.results
+    folder, env = flags.results, config.run.env
     held = lock(folder, wait=True)
     try:
         results = read(folder)
         block = (configuration.read(flags.config).get("presets") or {}).get(env, {})
-        old = results.get(env, {"random": random_policy(env)})
+        old = results.get(env)
+        if old is None or old["block"] != block:
+            old = (old or {}) | {"random": random_policy(config.run)}
         seeds = [seed for seed in old.get("seeds", []) if seed["seed"] != result["seed"]]
         seeds = sorted([*seeds, result], key=lambda seed: seed["seed"])
         mean, interval = plots.mean_interval([seed["score"] for seed in seeds])
@@ -174,8 +183,8 @@ class _Playing(NamedTuple):
     t: jax.Array
 
 
-@partial(jax.jit, static_argnums=0)
-def _random_returns(env, key):
+@partial(jax.jit, static_argnums=(0, 1))
+def _random_returns(env, limit, key):
     """Returns [EPISODES] of actions that are uniform in the classes or within the bounds."""
 
     def step(played):
@@ -188,12 +197,14 @@ def _random_returns(env, key):
 
     state, now = jax.vmap(env.reset)(jax.random.split(key, EPISODES))
     start = _Playing(state, now, jnp.zeros(EPISODES), jnp.zeros(EPISODES, bool), 0)
-    return jax.lax.while_loop(lambda played: ~played.over.all(), step, start).total
+    return jax.lax.while_loop(
+        lambda played: ~played.over.all() & (played.t < limit), step, start).total
 
 
-def random_policy(name):
-    """Mean return of the uniformly random policy, and half its 95% interval."""
-    returns = np.asarray(_random_returns(gymnax_wrappers.make(name), jax.random.key(0)), float)
+def random_policy(run):
+    """Mean return of the uniformly random policy in a run's environment, half its 95% interval."""
+    env, key = gymnax_wrappers.configured(run), jax.random.key(0)
+    returns = np.asarray(_random_returns(env, run.eval_limit, key), float)
     return {"score": float(returns.mean()), "episodes": EPISODES,
             "interval": float(1.96 * returns.std() / EPISODES**0.5)}
 
@@ -229,9 +240,12 @@ def read(folder):
     Raises: ValueError where it is not JSON."""
     path = Path(folder) / RESULTS
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a mapping of environments, found {found!r}")
+    return found
 
 
 def _seeds(results, env):
