@@ -325,17 +325,16 @@ def run(folder, *flags):
                           capture_output=True, text=True)
 
 
-def test_the_environment_of_the_readme_is_trained_scored_and_filmed(folder):
+def test_the_environment_of_the_readme_is_trained_and_filmed(folder):
     trained = run(folder, "--env", "my_env:Line", "--env-param", "stride=0.2", "--preset", "debug",
                   "--set", "run.eval_limit=60")
     assert trained.returncode == 0, trained.stderr
     (made,) = (folder / "runs").iterdir()
     assert made.name.startswith("my_env-Line-0-")
     assert "stride: 0.2" in (made / "config.yaml").read_text(encoding="utf-8")
-    for tool, left in (("--eval", "evaluations.jsonl"), ("--watch", "episode-0.gif")):
-        done = run(folder, tool, str(made))
-        assert done.returncode == 0, done.stderr
-        assert (made / left).is_file()
+    filmed = run(folder, "--watch", str(made))
+    assert filmed.returncode == 0, filmed.stderr
+    assert (made / "episode-0.gif").is_file()
 
 
 @pytest.mark.slow
