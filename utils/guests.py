@@ -166,12 +166,14 @@ def _takes(name, method, arguments):
     """Can a method be called with so many arguments?"""
     try:
         signature = inspect.signature(method)
+    except (TypeError, ValueError):  # it tells nothing of its arguments
+        return
+    try:
         signature.bind(*arguments)
     except TypeError:
-        raise GuestError(f"run.env: {name}: {method.__name__}{signature} cannot be called as "
-                         f"{method.__name__}({', '.join(arguments)})") from None
-    except ValueError:  # a builtin that tells nothing of its arguments
-        return
+        word = getattr(method, "__name__", "it")
+        raise GuestError(f"run.env: {name}: {word}{signature} cannot be called as "
+                         f"{word}({', '.join(arguments)})") from None
 
 
 def _kind(leaf):
