@@ -188,7 +188,7 @@ def twohot_loss(logits, target, bins):
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
     target = jnp.clip(target, bins[0], bins[-1])
-    below = jnp.searchsorted(bins, target, side="right", method="compare_all") - 1
+    below = jnp.searchsorted(bins, target, side="right") - 1
     below = jnp.clip(below, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
     two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
@@ -410,9 +410,8 @@ def dream(networks, start, steps, key):
         h = world.recur(latent, a)
         return Latent(h, sample_onehot(latent_key, world.prior_probs(h))), (s, a)
 
-    last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
-    s = jnp.concatenate([s, features(last)[None]])
-    return Dream(*time_first((s, a)))
+    _, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps + 1))
+    return Dream(*time_first((s, a[:-1])))  # the last state chooses nothing
 
 
 def lambda_returns(r, c, values, lambda_):
@@ -500,8 +499,7 @@ def world_losses(networks, batch, key, config):
     start = Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], model.classes))
     latent, posterior = observe(world, start, batch, key)
     prior = world.prior_probs(latent.h)
-    rows = jax.tree.map(lambda x: x[:, 1:], batch)
-    terms = prediction_loss(world, latent, rows, learning)
+    terms = prediction_loss(world, latent, jax.tree.map(lambda x: x[:, 1:], batch), learning)
     losses = {
         "prediction": sum(terms.values()).mean(),
         "dynamics": dynamics_loss(posterior, prior, learning.free_bits).mean(),
@@ -525,20 +523,25 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
 
     `fixed` holds the same networks without gradient, and the slow critic.
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
+    def foretell(s):  # one step of all dreams at a time: that much stays in a CPU's cache
+        r, c = fixed.networks.world.reward(s), fixed.networks.world.continue_(s)[..., 0]
+        return twohot_mean(r, bins), jax.nn.sigmoid(c), twohot_mean(fixed.slow_critic(s), bins)
+
     learning, bins = config.learning, value_bins(config.model.bins)
-    r = twohot_mean(fixed.networks.world.reward(dreamed.s), bins)
-    c = jax.nn.sigmoid(fixed.networks.world.continue_(dreamed.s)[..., 0])
-    logits, policy = networks.critic(dreamed.s), networks.actor(dreamed.s)
-    policy = jax.tree.map(lambda x: x[:, :-1], policy)  # the last state chooses nothing
+    s = time_first(dreamed.s)  # as the dream's scan left it, so that nothing large is copied
+    r, c, slow_values = jax.lax.map(foretell, s)
+    logits, policy = networks.critic(s), networks.actor(s)
     values = jax.lax.stop_gradient(twohot_mean(logits, bins))
-    slow_values = twohot_mean(fixed.slow_critic(dreamed.s), bins)[:, :-1]
+    r, c, values, policy = time_first((r, c, values, policy))
     returns = lambda_returns(r, c, values, learning.lambda_)
     return_range = update_return_range(return_range, returns, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
     weight = trajectory_weights(c)[:, :-1]
-    critic = critic_loss(logits[:, :-1], returns, slow_values, bins, learning.slow_scale)
+    targets = time_first(jnp.concatenate([returns, values[:, -1:]], 1))  # R_H is v_H
+    critic = time_first(critic_loss(logits, targets, slow_values, bins, learning.slow_scale))
+    policy = jax.tree.map(lambda x: x[:, :-1], policy)  # the last state chooses nothing
     actor = actor_loss(policy, dreamed.a, advantage, learning.eta)
-    losses = {"critic": (weight * critic).mean(), "actor": (weight * actor).mean()}
+    losses = {"critic": (weight * critic[:, :-1]).mean(), "actor": (weight * actor).mean()}
     metrics = {
         "dream/return": returns.mean(), "dream/reward": r[:, 1:].mean(),
         "dream/continue": c[:, 1:].mean(), "dream/value": values.mean(),
@@ -597,8 +600,7 @@ def total_loss(params, program, state, batch, key):
 
 def train_step(program, state, batch, key):
     """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
-    gradient = jax.grad(total_loss, has_aux=True)
-    grads, learned = gradient(state.params, program, state, batch, key)
+    grads, learned = jax.grad(total_loss, has_aux=True)(state.params, program, state, batch, key)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
@@ -635,13 +637,11 @@ def play(program, networks, player, key):
     act_key, env_key = jax.random.split(key)
     now = player.now
     latent, a = act(networks, now, player.latent, player.a, act_key)
-    classes = jnp.argmax(latent.z, -1).astype(jnp.uint8)
-    row = Row(*now, a, latent.h, classes)
+    row = Row(*now, a, latent.h, jnp.argmax(latent.z, -1).astype(jnp.uint8))
     total, length = player.total + now.r, player.length + ~now.is_first
     finished = Finished(now.is_last, total, length)
     going_on = ~now.is_last
-    keys = jax.random.split(env_key, len(a))
-    env, now = jax.vmap(program.env.step)(keys, player.env, a)
+    env, now = jax.vmap(program.env.step)(jax.random.split(env_key, len(a)), player.env, a)
     return Player(env, now, latent, a, total * going_on, length * going_on), row, finished
 
 
@@ -755,7 +755,7 @@ def train(program, session):
     init_key = session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
         shapes = begin.eval_shape(program, init_key)
-        chunk = pool.submit(lambda: learn_on.lower(program, shapes, rounds).compile())
+        chunk = pool.submit(xla.compile_in_full, learn_on, program, shapes, rounds)
         loop = session.restore(begin(program, init_key))
         if not loop.replay.written.any():  # a new run, or one that was saved without its replay
             loop, finished = play_first(program, loop, run.prefill // run.envs)

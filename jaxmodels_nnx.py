@@ -161,27 +161,23 @@ class BlockGRU(nnx.Module):
 
     def __call__(self, h, z, a):
         shared = jnp.concatenate([self.embed_h(h), self.embed_z(z), self.embed_a(a)], -1)
-        own = h.reshape(len(h), self.blocks, -1).swapaxes(0, 1)  # [G, N, D/G]: one batched product
-        mixed = jax.nn.silu(self._norm(self._mix(own, shared)))
-        gates = jnp.einsum("gni,gio->gno", mixed, self.gates.kernel[...])
-        gates += self.gates.bias[...].reshape(self.blocks, 1, -1)
+        kernel, own = self.mix.kernel[...], h.shape[-1] // self.blocks
+        # The inputs that all blocks share meet one dense matrix; a block's own piece is a slice.
+        dense = kernel[:, own:].swapaxes(0, 1).reshape(-1, h.shape[-1])
+        pieces = [h_g @ k for h_g, k in zip(self._split(h), kernel[:, :own])]
+        mixed = jnp.concatenate(pieces, -1) + shared @ dense + self.mix.bias[...]
+        mixed = self._split(jax.nn.silu(self.norm(mixed)))
+        bias = self._split(self.gates.bias[...])
+        gates = [m @ k + b for m, k, b in zip(mixed, self.gates.kernel[...], bias)]
+        return jnp.concatenate([self._gate(*both) for both in zip(gates, self._split(h))], -1)
+
+    def _split(self, x):
+        return jnp.split(x, self.blocks, -1)
+
+    def _gate(self, gates, h):
         reset, candidate, update = jnp.split(gates, 3, -1)
         update = jax.nn.sigmoid(update - 1.0)
-        new = update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1.0 - update) * own
-        return new.swapaxes(0, 1).reshape(h.shape)
-
-    def _mix(self, own, shared):
-        """The product of each block with [its own piece, the shared inputs], nothing copied."""
-        kernel, width = self.mix.kernel[...], own.shape[-1]
-        bias = self.mix.bias[...].reshape(self.blocks, 1, -1)
-        from_own = jnp.einsum("gni,gio->gno", own, kernel[:, :width])
-        return from_own + jnp.einsum("ni,gio->gno", shared, kernel[:, width:]) + bias
-
-    def _norm(self, x):
-        """RMS norm over all D units of x [G, N, D/G], across the blocks."""
-        mean_square = jnp.mean(jnp.square(x), axis=(0, 2), keepdims=True)
-        scale = self.norm.scale[...].reshape(self.blocks, 1, -1)
-        return x * jax.lax.rsqrt(mean_square + self.norm.eps) * scale
+        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1.0 - update) * h
 
 
 class Conv(nnx.Module):

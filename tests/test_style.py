@@ -19,7 +19,7 @@ from utils.settings import Config
 ROOT = Path(__file__).parent.parent
 TOP = {"dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml", "utils", "tests",
        "requirements.txt", "README.md", ".ci", ".gitignore", "LICENSE", "pytest.ini", "docs"}
-LOOPS = {"scan", "while_loop", "fori_loop"}
+LOOPS = {"map", "scan", "while_loop", "fori_loop"}
 # Called from outside, not by the program: the equations that tests and teachers call, what reads
 # the weights that a run leaves, and the picture of the ten-seed run.
 FOR_CALLERS = {
