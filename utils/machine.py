@@ -15,7 +15,7 @@ def machine():
     """Date, processor and versions, of the project too."""
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpus": _cores(), "model": _processor()},
+        "machine": {"cpus": _cores(), "model": processor()},
         "versions": {"python": platform.python_version(), "commit": _commit()}
         | {name: metadata.version(name) for name in ("jax", "flax", "gymnax")},
     }
@@ -26,7 +26,8 @@ def _cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _processor():
+def processor():
+    """The name of the processor's model, "unknown" where the system does not tell."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     return (re.findall(r"model name\s*: (.+)", text) or [platform.processor() or "unknown"])[0]

@@ -145,6 +145,27 @@ def _draw_environment(ax, found, reference):
     scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=3)
 
 
+def scaling(path, panels):
+    """Draw how cost grows, both axes logarithmic, beside a line of proportion, into a PNG file.
+
+    Shapes: panels is {name: (sizes, milliseconds, what is measured)}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        for ax, (name, (sizes, costs, what)) in zip(figure.subplots(1, len(panels)), panels.items()):
+            ax.plot(sizes, costs, "o-", color=BLUE, label="measured")
+            line = [costs[-1] * size / sizes[-1] for size in sizes]
+            ax.plot(sizes, line, ":", color=GREY, label="in proportion")
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            ax.set_xticks(sizes, [str(size) for size in sizes])
+            ax.set(xlabel=name, title=what)
+        ax.legend()
+        figure.savefig(path, format="png")
+
+
 def draw_returns(ax, train, evaluations, solved):
     """Draw the returns of training episodes and evaluations, and what counts as solved."""
     steps, returns = train

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utils import sinks, weights
+from utils import backend, sinks, weights
 from utils.checkpoint import Checkpoints
 from utils.cli import check_unchanged, reason
 from utils.config import differences, dump
@@ -144,6 +144,7 @@ class Session:
 
     def __init__(self, command, env, shapes, began):
         sinks.check(command.config.log)
+        backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
         began, run, self.runs = began or time.perf_counter(), config.run, []
         self.folder = Path(command.run or make_folder(command.logdir, run.env, run.seed))

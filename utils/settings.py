@@ -11,7 +11,8 @@ from utils.config import setting
 
 # What may be other than it was when a run goes on, is scored or is filmed: by the flag that asks.
 MAY_CHANGE = {
-    "resume": ("run.steps", "run.save_every", "run.save_replay", "log.tensorboard", "log.wandb"),
+    "resume": ("run.steps", "run.save_every", "run.save_replay", "run.compile_cache",
+               "log.tensorboard", "log.wandb"),
     "eval": ("run.seed", "run.eval_episodes", "run.eval_limit"),
     "watch": ("run.seed", "run.eval_limit"),
 }
@@ -35,6 +36,7 @@ class Run:
     eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
     save_every: int = setting("environment steps between checkpoints", low=1)
     save_replay: bool = setting("whether a checkpoint holds the replay: large, but resumes exactly")
+    compile_cache: bool = setting("whether compiled programs are kept on disk for the next start")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Model:
     min_std: float = setting("least standard deviation of continuous actions", above=0)
     max_std: float = setting("largest standard deviation of continuous actions", above=0)
     std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
+    compute_dtype: str = setting("type of what matrix products multiply",
+                                 choices=("float32", "bfloat16"))
 
     @property
     def z_size(self):

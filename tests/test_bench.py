@@ -1,0 +1,87 @@
+"""What is measured is what is said, and a wrong flag is one line."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import dreamer
+import gymnax_wrappers
+from utils import bench
+from utils import xla
+from utils.settings import MAY_CHANGE
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--size", "size3m"], r"'size3m'.*size1m"),
+    (["--batch", "0"], r"replay\.batch: .*0"),
+    (["--horizon", "x"], r"learning\.imagination: .*'x'"),
+    (["--scaling", "--batch", "8"], r"--scaling: .*without other flags"),
+    (["--sise", "size1m"], r"--sise"),
+])
+def test_a_wrong_flag_is_one_line_and_status_2(flags, said, capsys, tmp_path):
+    assert bench.main([*flags, "--results", str(tmp_path / "new")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and re.search(said, line) and not (tmp_path / "new").exists()
+
+
+def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "_alone", lambda point, briefly: bench.measure(point, briefly))
+    assert bench.main(["--size", "debug", "--envs", "4", "--results", str(tmp_path)]) == 0
+    [found] = json.loads((tmp_path / bench.ONE).read_text())["points"]
+    assert found["name"] == "debug envs 4" and all(found[key] for key in found)
+    assert found["update_units"][0] == pytest.approx(found["update_ms"][0] / found["unit_ms"])
+    reached = found["operations"] / found["update_ms"][0] / (bench.UNIT / found["unit_ms"])
+    assert found["share_of_product"] == pytest.approx(reached) and reached < 1
+    assert found["compile_again_s"] < found["compile_s"]
+    # the whole loop makes an update for every eight rows, and acts besides
+    assert found["steps_per_second"] < found["acting_steps_per_second"]
+    assert bench._line(found).startswith("debug envs 4") and "-" not in bench._line(found)
+
+
+def test_operations_are_counted_as_often_as_a_loop_runs(monkeypatch):
+    def seven_products(program, x):
+        return jax.lax.scan(lambda y, _: (y @ x, None), x, length=7)[0]
+
+    monkeypatch.setattr(dreamer, "learn", seven_products)
+    shapes = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    assert bench._operations(None, shapes) == 7 * 2 * 32**3
+
+
+def test_the_camera_of_the_bench_is_an_environment_of_six_actions_and_colour_pictures():
+    env = gymnax_wrappers.make("utils.bench:Camera")
+    assert env.x_shape == (64, 64, 3) and env.is_image and env.action_size == 6
+
+
+def test_scaling_puts_what_was_measured_beside_what_was_varied():
+    points = [point.name for point in bench._points(bench._flags(["--scaling"]))]
+    found = [{"update_ms": [10.0 + n, 0.0], "acting_steps_per_second": 1000.0}
+             for n in range(len(points))]
+    panels = bench._panels(found)
+    assert points[:2] == ["batch 2", "batch 4"] and panels["replay.batch"][1][:2] == [10.0, 11.0]
+    assert panels["run.envs"][1] == [4.0, 16.0, 64.0, 256.0]  # 1 ms for each environment's step
+
+
+def test_only_large_programs_are_compiled_thoroughly():
+    class Shown:
+        """Keeps the options that it is compiled with."""
+
+        def lower(self, program):
+            return self
+
+        def compile(self, options):
+            return options
+
+    def options(point):
+        config = bench._config(point)
+        return xla.compile_in_full(Shown(), type("Program", (), {"config": config}))
+
+    default, large = (options(point) for point in bench.POINTS[:2])
+    assert default == {} and large == xla.THOROUGH
+
+
+def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():
+    assert "run.compile_cache" in MAY_CHANGE["resume"]

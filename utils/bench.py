@@ -1,0 +1,307 @@
+"""Measures what an update, a step and a start cost on this machine.
+
+    python -m utils.bench
+
+Each point is measured in a process of its own, one after the other. Times are medians, beside them
+half the range of the middle half; a unit is the time of one 2048 x 2048 x 2048 float32 product,
+measured in the same process, so that figures of different machines can be compared.
+"""
+
+import json
+import multiprocessing
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+from jax.experimental.compilation_cache import compilation_cache
+
+import dreamer
+import gymnax_wrappers
+from utils import cli, plots, weights, xla
+from utils import config as configuration
+from utils.machine import machine
+from utils.settings import Config, rounds_per_chunk, updates_per_steps
+
+RESULTS, ONE, PICTURE, FIGURES = "bench.json", "point.json", "scaling.png", "scaling.json"
+UNIT = 2 * 2048**3  # floating-point operations
+SECONDS = 6.0  # for which a thing is repeated, at least
+LEAST = 5  # times that it is repeated, at least
+ACTED = 64  # steps of acting in one call
+
+
+class Point(NamedTuple):
+    """What is measured: a preset (None for the defaults), an environment, other numbers."""
+
+    name: str
+    preset: str | None
+    env: str = "CartPole-v1"
+    sets: tuple = ()
+
+
+PAPER = ("replay.batch=16", "replay.length=64", "run.envs=16", "run.prefill=2080", "run.chunk=64")
+POINTS = (
+    Point("default", None),
+    Point("size1m", "size1m", sets=PAPER),
+    Point("size12m", "size12m", sets=PAPER),
+    Point("size12m, images", "size12m", "utils.bench:Camera", PAPER),
+)
+ON_A_GPU = (Point("size50m", "size50m", sets=PAPER), Point("size200m", "size200m", sets=PAPER))
+# What --scaling varies, one at a time, by flag; and what a flag sets.
+VARIED = {"batch": (2, 4, 8, 16), "length": (8, 16, 32, 64), "horizon": (4, 8, 16, 32),
+          "envs": (4, 16, 64, 256)}
+KEYS = {"batch": "replay.batch", "length": "replay.length", "horizon": "learning.imagination",
+        "envs": "run.envs"}
+
+
+class Camera:
+    """An environment that costs nothing: pictures of noise, six actions, no reward, no end."""
+
+    default_params = None
+
+    def reset(self, key, params):
+        """A picture, and the number of steps so far."""
+        return self._picture(key), jnp.zeros((), jnp.int32)
+
+    def step(self, key, state, action, params):
+        """Another picture, whatever is done."""
+        return self._picture(key), state + 1, jnp.float32(0.0), jnp.array(False), {}
+
+    def action_space(self, params):
+        """Six discrete actions."""
+        return spaces.Discrete(6)
+
+    def observation_space(self, params):
+        """Pictures of 64 x 64 pixels in three colours."""
+        return spaces.Box(0, 255, (64, 64, 3), jnp.uint8)
+
+    def _picture(self, key):
+        return jax.random.randint(key, (64, 64, 3), 0, 256, jnp.uint8)
+
+
+def main(argv=None):
+    """The command -> exit status: 0, or 2 for a wrong flag"""
+    try:
+        flags = _flags(argv)
+        points = _points(flags)
+        for point in points:
+            _config(point)  # whatever is wrong with it is said before anything runs
+        flags.results.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.bench")
+    print(COLUMNS)
+    try:
+        found = [_alone(point, flags.scaling) for point in points]
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    report = {"machine": machine(), "points": found}
+    if flags.scaling:
+        plots.scaling(flags.results / PICTURE, _panels(found))
+    name = FIGURES if flags.scaling else RESULTS if points[:1] == POINTS[:1] else ONE
+    weights.replace(flags.results / name, (json.dumps(report, indent=1) + "\n").encode())
+    print(f"written      {flags.results / name}")
+    return 0
+
+
+def _points(flags):
+    """The points that the flags name: one of the user's, those of --scaling, or the standard ones.
+
+    Raises: ValueError for flags that contradict each other."""
+    own = {key: getattr(flags, key) for key in KEYS if getattr(flags, key) is not None}
+    if flags.scaling and (own or flags.size):
+        raise configuration.ConfigError("--scaling: varies all by itself, without other flags")
+    if flags.scaling:
+        return [Point(f"{key} {value}", None, sets=_sets({key: value}))
+                for key, values in VARIED.items() for value in values]
+    if own or flags.size:
+        name = " ".join([flags.size or "default", *(f"{key} {own[key]}" for key in own)])
+        return [Point(name, flags.size, sets=_sets(own))]
+    return POINTS + (ON_A_GPU if jax.default_backend() == "gpu" else ())
+
+
+def _sets(own):
+    """Settings, as --set takes them; the prefill grows with what has to fit into it."""
+    rows = int(own.get("envs", 16)) * (int(own.get("length", 64)) + 1)
+    return (*(f"{KEYS[key]}={value}" for key, value in own.items()), f"run.prefill={2 * rows}")
+
+
+def _config(point):
+    presets = [point.preset] if point.preset else []
+    sets = [f"run.env={point.env}", "run.steps=100000", *point.sets]
+    return configuration.load(cli.DEFAULT_CONFIG, Config, presets, sets)
+
+
+def _panels(found):
+    """What plots.scaling draws: the update's cost, or that of a step of all environments."""
+    panels, points = {}, iter(found)
+    for flag, values in VARIED.items():
+        some = [next(points) for _ in values]
+        costs = [point["update_ms"][0] for point in some]
+        if flag == "envs":
+            costs = [1e3 * n / point["acting_steps_per_second"] for n, point in zip(values, some)]
+        what = "acting, ms a step" if flag == "envs" else "ms an update"
+        panels[KEYS[flag]] = (values, costs, what)
+    return panels
+
+
+def _alone(point, briefly):
+    """Measure a point in a new process, and print its line."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        found = pool.submit(measure, point, briefly).result()
+    print(_line(found), flush=True)
+    return found
+
+
+def measure(point, briefly):
+    """The figures of one point, {name: figure}; `briefly` only what an update and acting cost."""
+    config = _config(point)
+    env = gymnax_wrappers.make(point.env, config.run.observation)
+    program, _ = dreamer.build(config, env)
+    envs, (updates, k) = config.run.envs, updates_per_steps(config)
+    rounds = rounds_per_chunk(config)
+    many = max(1, rounds * updates)
+    loop = dreamer.init(program, jax.random.key(0))
+    loop, _ = dreamer.fill(program, loop, config.run.prefill // envs)
+    shapes = jax.eval_shape(lambda: loop)
+    act = xla.compile_in_full(dreamer.fill, program, shapes, ACTED)
+    learn = xla.compile_in_full(_updates, program, shapes, many)
+    unit = _unit()
+    loop, acting = _repeat(act, loop, ACTED * envs)
+    loop, update = _repeat(learn, loop, many)
+    unit = statistics.median(unit + _unit())
+    found = {
+        "name": point.name, "unit_ms": 1e3 * unit, "update_ms": _spread(update),
+        "update_units": [spread / 1e3 / unit for spread in _spread(update)],
+        "acting_steps_per_second": 1 / statistics.median(acting),
+    }
+    if briefly:
+        return found
+    chunk, cold, warm = _compiled_twice(dreamer.train_chunk, program, shapes, rounds)
+    loop, step = _repeat(chunk, loop, rounds * k * envs)
+    found["steps_per_second"] = 1 / statistics.median(step)
+    found["memory_mb"] = _peak()
+    operations = _operations(program, shapes)
+    share = operations / statistics.median(update) / (UNIT / unit)
+    return found | {"compile_s": cold, "compile_again_s": warm, "operations": operations,
+                    "share_of_product": share}
+
+
+def _compiled_twice(function, *arguments):
+    """A compiled function, and the seconds it took without and with the cache on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compiled, cold = _seconds(lambda: xla.compile_in_full(function, *arguments))
+        jax.clear_caches()
+        _, warm = _seconds(lambda: xla.compile_in_full(function, *arguments))
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    return compiled, cold, warm
+
+
+@partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+def _updates(program, loop, many):
+    """`many` updates as a chunk of training makes them: -> Loop, nothing"""
+    return jax.lax.scan(lambda loop, _: (dreamer.learn(program, loop)[0], None), loop, length=many)
+
+
+def _seconds(function):
+    """What a function returns, and the seconds that it took."""
+    began = time.perf_counter()
+    return function(), time.perf_counter() - began
+
+
+def _repeat(function, loop, many):
+    """Call a compiled function on its own result again and again: -> Loop, [seconds of 1 / many]"""
+    loop, *_ = jax.block_until_ready(function(loop))  # the first touches new memory
+    times = []
+    while len(times) < LEAST or sum(times) < SECONDS:
+        (loop, *_), seconds = _seconds(lambda: jax.block_until_ready(function(loop)))
+        times.append(seconds)
+    return loop, [seconds / many for seconds in times]
+
+
+def _unit():
+    """Seconds of five products of 2048 x 2048 matrices, float32 in full precision."""
+    square = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(partial(jnp.matmul, precision="highest"))
+    jax.block_until_ready(product(square, square))
+    return [_seconds(lambda: jax.block_until_ready(product(square, square)))[1] for _ in range(5)]
+
+
+def _operations(program, shapes):
+    """Floating-point operations of one update, by XLA's count of the program without loops
+
+    (of a loop, XLA counts the body once)."""
+    def unrolled(loop):
+        with jax.disable_jit():
+            return dreamer.learn(program, loop)
+
+    return jax.jit(unrolled).lower(shapes).cost_analysis()["flops"]
+
+
+def _spread(seconds):
+    """[median, half the range of the middle half], in thousandths."""
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return [1e3 * middle, 1e3 * (high - low) / 2]
+
+
+def _peak():
+    """Megabytes: of the accelerator's memory, or of this process; None where nobody counts."""
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    if sys.platform == "win32":
+        return None
+    import resource  # which Windows does not have
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on a Mac, else kilobytes
+
+
+COLUMNS = (f"{'':18}{'update':>15}{'':>13}{'training':>12}{'acting':>12}{'compiling':>10}{'again':>7}"
+           f"{'work':>9}{'of the':>9}{'memory':>8}\n{'':18}{'ms':>15}{'units':>13}{'steps/s':>12}"
+           f"{'steps/s':>12}{'s':>10}{'s':>7}{'GFLOP':>9}{'product':>9}{'MB':>8}")
+
+
+def _line(found):
+    """The figures of a point under COLUMNS; a dash for what was not measured."""
+    (update, spread), (units, off) = found["update_ms"], found["update_units"]
+    return (f"{found['name']:18}{update:9.1f} ±{spread:4.1f}{units:8.2f} ±{off:3.2f}"
+            + _show(found, "steps_per_second", ">12,.0f")
+            + _show(found, "acting_steps_per_second", ">12,.0f")
+            + _show(found, "compile_s", ">10.1f") + _show(found, "compile_again_s", ">7.1f")
+            + _show(found, "operations", ">9.1f", 1e9) + _show(found, "share_of_product", ">9.0%")
+            + _show(found, "memory_mb", ">8.0f"))
+
+
+def _show(found, name, form, unit=1):
+    figure = found.get(name)
+    if figure is None:
+        return format("-", form.split(".")[0].rstrip(","))
+    return format(figure / unit, form)
+
+
+def _flags(argv):
+    parser = cli.Parser("python -m utils.bench", description=__doc__.splitlines()[0],
+                        allow_abbrev=False)
+    parser.add_argument("--size", metavar="PRESET", help="one point: a preset of dreamer.yaml")
+    for flag, key in KEYS.items():
+        parser.add_argument(f"--{flag}", metavar="N", help=f"one point, with this {key}")
+    parser.add_argument("--scaling", action="store_true",
+                        help=f"measure how cost grows, and draw {PICTURE}")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=Path("docs"),
+                        help=f"folder of what is written (default: docs; {RESULTS})")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
