@@ -15,8 +15,6 @@ from utils.drawings import BLUE, GREEN, GROUND, INK, MINATAR, ORANGE, SIZE, VERM
 
 NAMES = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsuite"]
 MIDDLE = (SIZE - 1) / 2
-# What is asked here is what is drawn, not how fast: a third of the time to compile.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 make = functools.cache(gymnax_wrappers.make)
 
 
@@ -54,8 +52,7 @@ def _step(env, key, state, action):
 
 def _play(env, steps):
     """The moments (state, x) of an episode with random actions."""
-    start, step = (jax.jit(function, static_argnums=0, compiler_options=QUICK)
-                   for function in (_start, _step))
+    start, step = (jax.jit(function, static_argnums=0) for function in (_start, _step))
     moments, random = [jax.device_get(start(env, jax.random.key(0)))], np.random.default_rng(0)
     for key in jax.random.split(jax.random.key(1), steps):
         action = np.int32(random.integers(env.action_size))
@@ -200,8 +197,7 @@ def test_pongs_ball_and_paddles_are_where_the_agent_sees_them():
     env = make("Pong-misc")
     state = SimpleNamespace(paddle_centers=np.array([5.0, 20.0]), ball_position=np.array([-2, 31]),
                             last_ball_position=np.array([1, 30]))
-    see = jax.jit(lambda leaves: env.env.get_obs(SimpleNamespace(**leaves)),
-                  compiler_options=QUICK)
+    see = jax.jit(lambda leaves: env.env.get_obs(SimpleNamespace(**leaves)))
     seen, picture = np.asarray(see(vars(state))), draw(env, state, None)
     for channel, colours in enumerate([(BLUE, drawings.GREY), (VERMILION,), (drawings.PALE,)]):
         for place in np.argwhere(seen[..., channel]):

@@ -149,9 +149,7 @@ def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column():
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     program, _ = dreamer.build(settings, gymnax_wrappers.make("CartPole-v1"))
     loop = dreamer.init.eval_shape(program, jax.random.key(0))
-    chunk = dreamer.train_chunk.lower(program, loop, 2)
-    options = {"xla_backend_optimization_level": 0}  # compiles faster; memory is planned before
-    used = chunk.compile(compiler_options=options).memory_analysis()
+    used = dreamer.train_chunk.lower(program, loop, 2).compile().memory_analysis()
     smallest = min(bytes_of(column) for column in loop.replay.rows)
     assert smallest == MILLION and used.temp_size_in_bytes < 0.2 * smallest
     assert used.alias_size_in_bytes >= bytes_of(loop.replay)

@@ -120,6 +120,25 @@ def _copy(run, folder):
     return folder / "run"
 
 
+class NeverRun:
+    """Stands in for `train_chunk` where a run is refused: there is nothing to compile or to run."""
+
+    def lower(self, *_):
+        """Itself."""
+        return self
+
+    def compile(self):
+        """Itself."""
+        return self
+
+
+@pytest.fixture
+def no_chunk(monkeypatch):
+    """A chunk of training is an error."""
+    begin, fill, _, score = dreamer.ONE
+    monkeypatch.setattr(dreamer, "ONE", (begin, fill, NeverRun(), score))
+
+
 def test_sigterm_ends_the_chunk_saves_and_says_how_to_go_on(stopped):
     (status, out, err), run = stopped
     assert status == 143 and not err
@@ -171,7 +190,8 @@ def test_fewer_steps_than_were_made_are_refused(stopped, tmp_path, capsys):
     assert "steps: 1600" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
-def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(stopped, tmp_path, capsys):
+def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(
+        stopped, no_chunk, tmp_path, capsys):
     run, precious = _copy(stopped[1], tmp_path), tmp_path / "precious.txt"
     precious.write_text("kept")
     saved = Checkpoints(run).load(pytest.fail)
@@ -242,7 +262,7 @@ def test_a_run_whose_configuration_was_changed_by_hand_is_not_resumed(stopped, t
     assert "was made with another learning.horizon" in capsys.readouterr().err
 
 
-def test_arrays_of_another_shape_are_named(stopped, tmp_path, capsys):
+def test_arrays_of_another_shape_are_named(stopped, no_chunk, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     saved = Checkpoints(run).load(pytest.fail)
     arrays = saved.arrays | {"agent/params/actor/out/bias": np.zeros(3, np.float32)}

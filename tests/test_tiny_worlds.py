@@ -85,11 +85,12 @@ def heads(networks, s, bins):
 
 
 @pytest.fixture(scope="module")
-def told():
+def told(in_full):
     """All worlds learnt in one run."""
     env, keys = worlds.Worlds(), jax.random.split(jax.random.key(1), ENVS)
     start = jax.jit(jax.vmap(env.enter))(keys, jnp.arange(ENVS) % len(worlds.NAMES))
-    learnt = learn(env, start, 3000, ["model.latents=2", "model.classes=16"])
+    with in_full():
+        learnt = learn(env, start, 3000, ["model.latents=2", "model.classes=16"])
     networks = nnx.merge(learnt.program.networks, learnt.params)
     bins = dreamer.value_bins(learnt.program.config.model.bins)
     said = heads(networks, dreamer.features(states(learnt)), bins)
@@ -165,13 +166,14 @@ def test_an_episode_knows_nothing_of_the_one_before(told, signal):
 
 
 @pytest.fixture(scope="module")
-def coin():
+def coin(in_full):
     """The coin learnt by one latent of two classes."""
     env = worlds.Coin()
     start = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), ENVS))
     # the toss must be seen clearly: each nat that the latent saves on it blurs the chances
     sets = ["learning.beta_pred=10", "model.latents=1", "model.classes=2", "learning.imagination=1"]
-    return learn(env, start, 1500, sets)
+    with in_full():
+        return learn(env, start, 1500, sets)
 
 
 CHANCES = {True: 0.5, False: 1.0 - worlds.TAILS_AGAIN}  # of heads, after heads and after tails
