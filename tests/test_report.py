@@ -41,12 +41,13 @@ class Lesson(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory):
+def lesson(tmp_path_factory, in_full):
     """The first lesson, and afterwards the full report of its run."""
     run, seen, gather = tmp_path_factory.mktemp("lesson") / "run", [], studies.gather
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(studies, "gather", lambda agent: seen.append(gather(agent)) or seen[0])
-        assert dreamer.main(["--world-model-only", "--logdir", str(run)]) == 0
+        with in_full():
+            assert dreamer.main(["--world-model-only", "--logdir", str(run)]) == 0
         names = {path.name for path in (run / "report").iterdir()}
         patch.setattr(studies, "gather", lambda agent: seen[0])  # the same episodes once more
         assert report.main([str(run)]) == 0
