@@ -130,11 +130,14 @@ def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch
     assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
 
 
-def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(tiny, capsys, monkeypatch):
+def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(
+        tiny, capsys, monkeypatch, in_full):
     command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "Catch-bsuite",
                "--seeds", "1", "--results", tiny.parent / "results", "--runs", tiny.parent / "runs"]
     folder = tiny.parent / "runs" / "Catch-bsuite-0"
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first:
+    with in_full():  # so that it is not over before it is stopped
+        first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    with first:
         while "device" not in _text(folder / "log.txt"):
             assert first.poll() is None
             time.sleep(0.1)
