@@ -12,7 +12,7 @@ Reading map, top to bottom: what flows through the program · robust predictions
 (Eq. 8-11) · networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) ·
 actor learning (Eq. 6-7) · one gradient step · acting · training. Networks that know nothing of
 reinforcement learning live in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py,
-every number in dreamer.yaml, and replay, optimiser, files and plots in utils/.
+every number in dreamer.yaml, replay, optimiser, files, plots in utils/. {1 ... 1}: a task of week 1
 
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
@@ -153,21 +153,21 @@ class Program:
 
 def symlog(x):
     """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1), of any shape"""
-    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))  # {1}
 
 
 def symexp(x):
     """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), of any shape: the inverse of symlog"""
-    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))  # {1}
 
 
 def value_bins(n):
     """Eq. 10 | the bins b_i = symexp(-20 ... 20), n of them, antisymmetric to the bit
 
     Shapes: -> [V]; n is odd, so that the middle bin is 0."""
-    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit
+    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit · {1
         half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
-        return jnp.concatenate([half, -half[:-1][::-1]])
+        return jnp.concatenate([half, -half[:-1][::-1]])  # 1}
 
 
 def twohot_mean(logits, bins):
@@ -176,9 +176,9 @@ def twohot_mean(logits, bins):
     So zero logits give exactly 0, however the compiler contracts products and sums.
 
     Shapes: logits [..., V], bins [V], antisymmetric -> [...]."""
-    probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2
+    probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2  # {1
     surplus = probs[..., middle + 1 :] - probs[..., :middle][..., ::-1]
-    return jnp.sum(surplus * bins[middle + 1 :], -1)
+    return jnp.sum(surplus * bins[middle + 1 :], -1)  # 1}
 
 
 def twohot_loss(logits, target, bins):
@@ -187,13 +187,13 @@ def twohot_loss(logits, target, bins):
     Targets outside the bins count as the end bin. No [..., V] target is ever built.
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
-    target = jnp.clip(target, bins[0], bins[-1])
+    target = jnp.clip(target, bins[0], bins[-1])  # {1
     below = jnp.searchsorted(bins, target, side="right") - 1
     below = jnp.clip(below, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
     two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
     picked = (1.0 - share) * two[..., 0] + share * two[..., 1]
-    return jax.nn.logsumexp(logits, -1) - picked
+    return jax.nn.logsumexp(logits, -1) - picked  # 1}
 
 
 def unimix(logits, ratio):
@@ -201,7 +201,7 @@ def unimix(logits, ratio):
 
     Shapes: logits [..., K] -> [..., K].
     Source: paper, section "World model learning", 1% unimix."""
-    return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]
+    return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]  # {1}
 
 
 def sample_onehot(key, probs):
@@ -210,20 +210,20 @@ def sample_onehot(key, probs):
     One uniform number per latent against the cumulative sum.
 
     Shapes: probs [..., K] -> [..., K]."""
-    bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
+    bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]  # {1
     uniform = jax.random.uniform(key, probs.shape[:-1] + (1,))
     onehot = jax.nn.one_hot(jnp.sum(uniform >= bounds, -1), probs.shape[-1])
-    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0
+    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0 · 1}
 
 
 def kl(p, q):
     """KL(p ‖ q) = Σ_k p_k (ln p_k - ln q_k) in nats, of probabilities [..., K] -> [...]"""
-    return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)
+    return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)  # {1}
 
 
 def entropy(p):
     """H[p] = -Σ_k p_k ln p_k in nats, of probabilities [..., K] -> [...]"""
-    return -jnp.sum(p * jnp.log(p), -1)
+    return -jnp.sum(p * jnp.log(p), -1)  # {1}
 
 
 # ---- Networks (Eq. 1, Eq. 4) ---------------------------------------------------------------------
@@ -231,7 +231,7 @@ def entropy(p):
 
 def features(latent):
     """s = [h, z flat], what every head sees: h [..., D], z [..., S, K] -> [..., F]"""
-    return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
+    return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)  # {2}
 
 
 class WorldModel(nnx.Module):
@@ -264,16 +264,16 @@ class WorldModel(nnx.Module):
         """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
 
         Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D]."""
-        a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))
-        return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)
+        a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))  # {2
+        return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)  # 2}
 
     def posterior_probs(self, h, tokens):
         """Eq. 1 | q(z_t | h_t, x_t) with unimix: h [..., D], tokens -> [..., S, K]"""
-        return self._probs(self.posterior(jnp.concatenate([h, tokens], -1)))
+        return self._probs(self.posterior(jnp.concatenate([h, tokens], -1)))  # {2}
 
     def prior_probs(self, h):
         """Eq. 1 | p(ẑ_t | h_t) with unimix: h [..., D] -> [..., S, K]"""
-        return self._probs(self.prior(h))
+        return self._probs(self.prior(h))  # {2}
 
     def _probs(self, logits):
         shape = (*logits.shape[:-1], self.model.latents, self.model.classes)
@@ -322,12 +322,12 @@ def observe_step(world, latent, a, now, key):
 
     Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B])
     -> Latent, posterior probabilities [B, S, K]."""
-    tokens, is_first = now
+    tokens, is_first = now  # {2
     keep = 1.0 - is_first.astype(jnp.float32)
     past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
     h = world.recur(past, a * keep[:, None])
     probs = world.posterior_probs(h, tokens)
-    return Latent(h, sample_onehot(key, probs)), probs
+    return Latent(h, sample_onehot(key, probs)), probs  # 2}
 
 
 def observe(world, start, batch, key):
@@ -337,7 +337,7 @@ def observe(world, start, batch, key):
 
     Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
     -> Latent [B, T, ...], posterior probabilities [B, T, S, K]."""
-    tokens = world.encode(batch.x[:, 1:])
+    tokens = world.encode(batch.x[:, 1:])  # {2
     keys = jax.random.split(key, tokens.shape[1])
 
     def step(latent, inputs):
@@ -347,51 +347,51 @@ def observe(world, start, batch, key):
 
     inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:]))
     _, outputs = jax.lax.scan(step, start, (*inputs, keys))
-    return time_first(outputs)
+    return time_first(outputs)  # 2}
 
 
 def decoder_loss(world, latent, x):
     """Eq. 3 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
 
     Shapes: latent [B, T, ...], x [B, T, X] -> [B, T]."""
-    if world.is_image:
+    if world.is_image:  # {2
         return jnp.sum(jnp.square(world.decode(latent) - x / 255.0), (-3, -2, -1))
-    return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)
+    return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)  # 2}
 
 
 def continue_loss(logit, is_terminal, horizon):
     """Eq. 3 | -ln p(c_t | s_t), cross entropy with the soft target (1 - is_terminal)(1 - 1/horizon)
 
     Shapes: logit, is_terminal [...] -> [...]."""
-    target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)
-    return optax.sigmoid_binary_cross_entropy(logit, target)
+    target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)  # {2
+    return optax.sigmoid_binary_cross_entropy(logit, target)  # 2}
 
 
 def prediction_loss(world, latent, rows, learning):
     """Eq. 3 | L_pred = -ln p(x_t | s_t) - ln p(r_t | s_t) - ln p(c_t | s_t)
 
     Shapes: latent, rows [B, T, ...] -> its three terms by name, [B, T] each."""
-    s, bins = features(latent), value_bins(world.model.bins)
+    s, bins = features(latent), value_bins(world.model.bins)  # {2
     logit = world.continue_(s)[..., 0]
     return {
         "decoder": decoder_loss(world, latent, rows.x),
         "reward": twohot_loss(world.reward(s), rows.r, bins),
         "continue": continue_loss(logit, rows.is_terminal, learning.horizon),
-    }
+    }  # 2}
 
 
 def dynamics_loss(posterior, prior, free_bits):
     """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to foresee the posterior
 
     Shapes: posterior, prior [..., S, K] -> [...]; the KL is summed over S before the maximum."""
-    return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
+    return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))  # {2}
 
 
 def representation_loss(posterior, prior, free_bits):
     """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to foresee
 
     Shapes: posterior, prior [..., S, K] -> [...]."""
-    return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
+    return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))  # {2}
 
 
 # ---- Critic learning (Eq. 4-5) -------------------------------------------------------------------
@@ -401,7 +401,7 @@ def dream(networks, start, steps, key):
     """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
 
     Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A]."""
-    world = networks.world
+    world = networks.world  # {3
 
     def step(latent, step_key):
         action_key, latent_key = jax.random.split(step_key)
@@ -411,7 +411,7 @@ def dream(networks, start, steps, key):
         return Latent(h, sample_onehot(latent_key, world.prior_probs(h))), (s, a)
 
     _, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps + 1))
-    return Dream(*time_first((s, a[:-1])))  # the last state chooses nothing
+    return Dream(*time_first((s, a[:-1])))  # 3}
 
 
 def lambda_returns(r, c, values, lambda_):
@@ -420,7 +420,7 @@ def lambda_returns(r, c, values, lambda_):
     Shapes: r, c, values [N, H+1], aligned with the state they were predicted from; lambda_ a
     number or [N, H+1] likewise -> [N, H].
     Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line)."""
-    def step(following, now):
+    def step(following, now):  # {3
         r_next, c_next, v_next, lambda_next = now
         now = r_next + c_next * ((1.0 - lambda_next) * v_next + lambda_next * following)
         return now, now
@@ -428,21 +428,21 @@ def lambda_returns(r, c, values, lambda_):
     lambda_ = jnp.broadcast_to(lambda_, r.shape)
     inputs = time_first(tuple(x[:, 1:] for x in (r, c, values, lambda_)))
     _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
-    return time_first(returns)
+    return time_first(returns)  # 3}
 
 
 def trajectory_weights(c):
     """Π_{i≤t} c_i, the chance that a dream still goes on, its start's c included: [N, H+1]"""
-    return jnp.cumprod(c, 1)
+    return jnp.cumprod(c, 1)  # {3}
 
 
 def critic_loss(logits, returns, slow_values, bins, slow_scale):
     """Eq. 5 | -ln p(R_t | s_t), and towards the slow critic's prediction
 
     Shapes: logits [..., V]; returns, slow_values [...] -> [...]."""
-    to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)
+    to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)  # {4
     to_slow = twohot_loss(logits, jax.lax.stop_gradient(slow_values), bins)
-    return to_returns + slow_scale * to_slow
+    return to_returns + slow_scale * to_slow  # 4}
 
 
 def replay_returns(rows, bootstrap, learning):
@@ -450,9 +450,9 @@ def replay_returns(rows, bootstrap, learning):
 
     Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the dreamed return of each row.
     Source: official code, `repl_loss`; golden file 4b_repl_loss."""
-    c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)
+    c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)  # {3
     lambda_ = (1.0 - rows.is_last) * learning.lambda_
-    return lambda_returns(rows.r, c, bootstrap, lambda_)
+    return lambda_returns(rows.r, c, bootstrap, lambda_)  # 3}
 
 
 # ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
@@ -462,22 +462,22 @@ def update_return_range(return_range, returns, learning):
     """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
 
     Shapes: return_range [2], returns any -> [2]."""
-    levels = jnp.array([learning.return_low, learning.return_high])
+    levels = jnp.array([learning.return_low, learning.return_high])  # {4
     new = jnp.percentile(returns, levels)
-    return (1.0 - learning.return_rate) * return_range + learning.return_rate * new
+    return (1.0 - learning.return_rate) * return_range + learning.return_rate * new  # 4}
 
 
 def advantages(returns, values, return_range, limit):
     """Eq. 6 | (R_t - v(s_t)) / max(L, S): returns, values [N, H], return_range [2] -> [N, H]"""
-    return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])
+    return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])  # {4}
 
 
 def actor_loss(policy, a, advantage, eta):
     """Eq. 6 | -(sg(advantage) ln π(a_t | s_t) + η H[π(a_t | s_t)])
 
     Shapes: policy over a [N, H, A], advantage [N, H] -> [N, H]."""
-    reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)
-    return -(reinforce + eta * policy.entropy())
+    reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)  # {4
+    return -(reinforce + eta * policy.entropy())  # 4}
 
 
 # ---- One gradient step ---------------------------------------------------------------------------
@@ -495,7 +495,7 @@ def world_losses(networks, batch, key, config):
     """Eq. 3 | the three losses of the world model on a batch [B, T + 1, ...]
 
     -> dict of scalars, posterior states [B, T, ...], metrics."""
-    world, learning, model = networks.world, config.learning, config.model
+    world, learning, model = networks.world, config.learning, config.model  # {2
     start = Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], model.classes))
     latent, posterior = observe(world, start, batch, key)
     prior = world.prior_probs(latent.h)
@@ -508,7 +508,7 @@ def world_losses(networks, batch, key, config):
     metrics = {f"losses/{name}": term.mean() for name, term in terms.items()}
     metrics["latents/posterior_entropy"] = entropy(posterior).sum(-1).mean()
     metrics["latents/prior_entropy"] = entropy(prior).sum(-1).mean()
-    return losses, latent, metrics
+    return losses, latent, metrics  # 2}
 
 
 class Fixed(NamedTuple):
@@ -523,11 +523,12 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
 
     `fixed` holds the same networks without gradient, and the slow critic.
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
+    learning, bins = config.learning, value_bins(config.model.bins)  # {4
+
     def foretell(s):  # one step of all dreams at a time: that much stays in a CPU's cache
         r, c = fixed.networks.world.reward(s), fixed.networks.world.continue_(s)[..., 0]
         return twohot_mean(r, bins), jax.nn.sigmoid(c), twohot_mean(fixed.slow_critic(s), bins)
 
-    learning, bins = config.learning, value_bins(config.model.bins)
     s = time_first(dreamed.s)  # as the dream's scan left it, so that nothing large is copied
     r, c, slow_values = jax.lax.map(foretell, s)
     logits, policy = networks.critic(s), networks.actor(s)
@@ -548,7 +549,7 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
         "actor/entropy": policy.entropy().mean(), "actor/advantage_std": advantage.std(),
         "actor/return_low": return_range[0], "actor/return_high": return_range[1],
     }
-    return losses, (returns, return_range), metrics
+    return losses, (returns, return_range), metrics  # 4}
 
 
 def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
@@ -558,17 +559,17 @@ def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
 
     Shapes: latent, rows, bootstrap [B, T, ...] -> scalar.
     Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss."""
-    learning, bins = config.learning, value_bins(config.model.bins)
+    learning, bins = config.learning, value_bins(config.model.bins)  # {4
     s = features(latent)[:, :-1]
     slow_values = twohot_mean(fixed.slow_critic(jax.lax.stop_gradient(s)), bins)
     returns = replay_returns(rows, bootstrap, learning)
     loss = critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
-    return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)
+    return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)  # 4}
 
 
 def agent_losses(program, params, state, batch, key):
     """Eq. 2, 4 | every loss on one batch [B, T + 1, ...], as dict of scalars, and what it leaves"""
-    config, (observe_key, dream_key) = program.config, jax.random.split(key)
+    config, (observe_key, dream_key) = program.config, jax.random.split(key)  # {5
     networks = nnx.merge(program.networks, params)
     fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)),
                   nnx.merge(program.critic, state.slow_critic))
@@ -582,12 +583,12 @@ def agent_losses(program, params, state, batch, key):
     replay = replay_critic_loss(networks, fixed, latent, rows, bootstrap, config)
     losses = losses | behaviour | {"replay_critic": replay}
     metrics |= more | {f"losses/{name}": loss for name, loss in losses.items()}
-    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)
+    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)  # 5}
 
 
 def total_loss(params, program, state, batch, key):
     """Eq. 2 | Σ β · L over all losses; every loss has a scale and every scale a loss"""
-    losses, learned = agent_losses(program, params, state, batch, key)
+    losses, learned = agent_losses(program, params, state, batch, key)  # {5
     learning = program.config.learning
     scales = {
         "prediction": learning.beta_pred, "dynamics": learning.beta_dyn,
@@ -595,19 +596,20 @@ def total_loss(params, program, state, batch, key):
         "critic": learning.beta_critic, "replay_critic": learning.beta_replay,
     }
     assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
-    return sum(scales[name] * losses[name] for name in scales), learned
+    return sum(scales[name] * losses[name] for name in scales), learned  # 5}
 
 
 def train_step(program, state, batch, key):
     """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
-    grads, learned = jax.grad(total_loss, has_aux=True)(state.params, program, state, batch, key)
+    gradient = jax.grad(total_loss, has_aux=True)  # {5
+    grads, learned = gradient(state.params, program, state, batch, key)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
     metrics = learned.metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
     state = AgentState(params, slow_critic, opt_state, learned.return_range, state.step + 1)
-    return state, learned.latent, metrics
+    return state, learned.latent, metrics  # 5}
 
 
 # ---- Acting --------------------------------------------------------------------------------------
@@ -617,10 +619,10 @@ def act(networks, now, latent, a, key):
     """s_t ~ q(s_{t-1}, a_{t-1}, x_t), a_t ~ π(s_t), for E environments
 
     Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A]."""
-    latent_key, action_key = jax.random.split(key)
+    latent_key, action_key = jax.random.split(key)  # {5
     tokens = networks.world.encode(now.x)
     latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), latent_key)
-    return latent, networks.actor(features(latent)).sample(action_key)
+    return latent, networks.actor(features(latent)).sample(action_key)  # 5}
 
 
 def start_playing(program, envs, key):
@@ -634,7 +636,7 @@ def start_playing(program, envs, key):
 
 def play(program, networks, player, key):
     """One step of E environments: -> Player after it, the Row [E] it leaves, Finished [E]"""
-    act_key, env_key = jax.random.split(key)
+    act_key, env_key = jax.random.split(key)  # {5
     now = player.now
     latent, a = act(networks, now, player.latent, player.a, act_key)
     row = Row(*now, a, latent.h, jnp.argmax(latent.z, -1).astype(jnp.uint8))
@@ -642,12 +644,12 @@ def play(program, networks, player, key):
     finished = Finished(now.is_last, total, length)
     going_on = ~now.is_last
     env, now = jax.vmap(program.env.step)(jax.random.split(env_key, len(a)), player.env, a)
-    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished
+    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished  # 5}
 
 
 def collect(program, loop, steps):
     """Play `steps` steps in E environments into the replay: -> Loop, Finished [steps, E]"""
-    networks = nnx.merge(program.networks, loop.agent.params)
+    networks = nnx.merge(program.networks, loop.agent.params)  # {5
     key, play_key = jax.random.split(loop.key)
 
     def step(carry, step_key):
@@ -657,7 +659,7 @@ def collect(program, loop, steps):
 
     keys = jax.random.split(play_key, steps)
     (player, replay), finished = jax.lax.scan(step, (loop.player, loop.replay), keys)
-    return Loop(loop.agent, replay, player, key), finished
+    return Loop(loop.agent, replay, player, key), finished  # 5}
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -665,20 +667,19 @@ def collect(program, loop, steps):
 
 def learn(program, loop):
     """One batch from the replay, one update, fresh latents back to the replay: -> Loop, metrics"""
-    config = program.config.replay
+    config = program.config.replay  # {5
     key, sample_key, train_key = jax.random.split(loop.key, 3)
     batch, index = replay_buffer.sample(loop.replay, sample_key, config.batch, config.length + 1)
     agent, latent, metrics = train_step(program, loop.agent, batch, train_key)
-    classes = jnp.argmax(latent.z, -1).astype(jnp.uint8)
-    trained = index._replace(place=index.place[:, 1:])
-    replay = replay_buffer.refresh(loop.replay, trained, {"h": latent.h, "z": classes})
-    return Loop(agent, replay, loop.player, key), metrics
+    fresh = {"h": latent.h, "z": jnp.argmax(latent.z, -1).astype(jnp.uint8)}
+    replay = replay_buffer.refresh(loop.replay, index._replace(place=index.place[:, 1:]), fresh)
+    return Loop(agent, replay, loop.player, key), metrics  # 5}
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
 def train_chunk(program, loop, rounds):
     """`rounds` times k environment steps and U updates: -> Loop, Finished, metrics [rounds, U]"""
-    updates, steps = updates_per_steps(program.config)
+    updates, steps = updates_per_steps(program.config)  # {5
 
     def one_round(loop, _):
         loop, finished = collect(program, loop, steps)
@@ -686,7 +687,7 @@ def train_chunk(program, loop, rounds):
         return loop, (finished, metrics)
 
     loop, (finished, metrics) = jax.lax.scan(one_round, loop, length=rounds)
-    return loop, finished, metrics
+    return loop, finished, metrics  # 5}
 
 
 fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
@@ -697,7 +698,7 @@ def evaluate(program, params, key):
     """Returns and lengths [episodes] of fresh episodes side by side, one for each environment
 
     Actions are sampled, as in training."""
-    run, networks = program.config.run, nnx.merge(program.networks, params)
+    run, networks = program.config.run, nnx.merge(program.networks, params)  # {5
     start_key, play_key = jax.random.split(key)
     player = start_playing(program, run.eval_episodes, start_key)
     nothing = Finished(jnp.zeros_like(player.now.is_last), player.total, player.length)
@@ -713,7 +714,7 @@ def evaluate(program, params, key):
         return player, done, t + 1
 
     _, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
-    return done.total, done.length  # so far, for an episode that eval_limit cut
+    return done.total, done.length  # so far, for an episode that eval_limit cut · 5}
 
 
 def build(config, env):
@@ -751,8 +752,7 @@ def train(program, session):
     """The host's loop over compiled chunks: play, learn, evaluate, save"""
     run, (updates, k) = program.config.run, updates_per_steps(program.config)  # in one round
     begin, play_first, learn_on, score = SEVERAL if session.several else ONE
-    rounds = rounds_per_chunk(program.config)
-    init_key = session.init_key()
+    rounds, init_key = rounds_per_chunk(program.config), session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
         shapes = begin.eval_shape(program, init_key)
         chunk = pool.submit(xla.compile_in_full, learn_on, program, shapes, rounds)

@@ -1,14 +1,17 @@
 """One YAML file, presets and --set give typed, frozen numbers; whatever they cannot is an error."""
 
 import dataclasses
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
 from utils import config
 from utils.config import ConfigError, load
-from utils.settings import Config
+from utils.settings import Config, updates_per_steps
 
 SHIPPED = Path(__file__).parent.parent / "dreamer.yaml"
 
@@ -178,3 +181,31 @@ def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path):
     path.write_text("run:\n  seed: 1\n  seed: 2\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 3, column 3.*'seed' stands twice"):
         load(path, Config)
+
+
+@pytest.mark.parametrize("ratio, envs, rows, expected", [
+    ("32", 4, (8, 32), (1, 2)),
+    ("32", 16, (16, 64), (1, 2)),
+    ("128", 4, (8, 32), (2, 1)),
+    ("32", 4, (8, 16), (2, 2)),  # never (1, 1), for which the compiled loop copies the replay
+    ("48", 4, (8, 32), (3, 4)),
+    ("0.1", 4, (8, 32), (1, 640)),
+    ("512", 16, (16, 64), (8, 1)),
+])
+def test_updates_per_steps_are_the_smallest_whole_numbers_with_the_train_ratio(
+        ratio, envs, rows, expected):
+    settings = SimpleNamespace(run=SimpleNamespace(train_ratio=float(ratio), envs=envs),
+                               replay=SimpleNamespace(batch=rows[0], length=rows[1]))
+    updates, steps = updates_per_steps(settings)
+    assert (updates, steps) == expected
+    assert Fraction(updates * rows[0] * rows[1], steps * envs) == Fraction(ratio)
+
+
+@pytest.mark.parametrize("case", ["4_imag_loss_case0", "4_imag_loss_case1"])
+def test_the_constants_of_the_papers_preset_are_official(case):
+    learning = load(SHIPPED, Config, ["paper"]).learning
+    with np.load(Path(__file__).parent / "golden" / f"{case}.npz") as data:
+        for ours, official in (("horizon", "horizon"), ("lambda_", "lam"), ("eta", "actent"),
+                               ("slow_scale", "slowreg")):
+            assert getattr(learning, ours) == pytest.approx(float(data[official]))
+        assert data["contdisc"]  # the discount lives in the continue target

@@ -5,9 +5,8 @@ project's own functions and modules; where a function takes networks and only th
 recorded, stand-ins read these outputs out of the features.
 """
 
-import ast
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +27,6 @@ from utils.config import load
 FOLDER = Path(__file__).parent / "golden"
 PAPER = load(FOLDER.parent.parent / "dreamer.yaml", dreamer.Config, ["paper"])
 MODEL = replace(PAPER.model, deter=32, latents=4, classes=4, hidden=16, units=16, blocks=4, depth=2)
-BINS = dreamer.value_bins(PAPER.model.bins)
 KEY = jax.random.key(0)
 # The gradient by the logits is p - w, w the share of one bin in the target. A rounding of the
 # target (1e-7 of it) moves w by more where bins are narrow: the middle ones are 0.17 wide.
@@ -48,6 +46,9 @@ def recorded(name):
     """{name: array} of a file in tests/golden."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return dict(file)
+
+
+BINS = recorded("1_symlog_twohot")["bins"]
 
 
 def assert_close(actual, expected, unit=1.0, tolerance=1e-4):
@@ -131,6 +132,9 @@ def world_model(model, x_shape, arrays):
 # ---- Single layers -------------------------------------------------------------------------------
 
 
+@pytest.mark.Linear
+@pytest.mark.BlockLinear
+@pytest.mark.RMSNorm
 @pytest.mark.parametrize("name, make, parameters", [
     ("linear", partial(models.Linear, 12, 8), ["kernel", "bias"]),
     ("blocklinear", partial(models.BlockLinear, 12, 16, 4), ["kernel", "bias"]),
@@ -142,6 +146,7 @@ def test_a_layer_is_the_official_layer(name, make, parameters):
     assert_close(layer(data[f"{name}_in"]), data[f"{name}_out"])
 
 
+@pytest.mark.Conv
 def test_a_convolution_is_the_official_one_to_the_rounding_of_the_official_one():
     data = recorded("3b_layers")
     x, kernel = data["conv_in"].astype(np.float64), data["conv_kernel"].astype(np.float64)
@@ -155,6 +160,7 @@ def test_a_convolution_is_the_official_one_to_the_rounding_of_the_official_one()
     assert np.abs(layer(data["conv_in"]) - exact).max() <= 2 * official
 
 
+@pytest.mark.Hidden
 def test_a_hidden_layer_ends_in_the_official_silu():
     data, eps = recorded("3b_layers"), PAPER.model.norm_eps
     assert_close(np.array(eps), data["rms_eps"], unit=eps)
@@ -169,19 +175,33 @@ def test_a_hidden_layer_ends_in_the_official_silu():
 # ---- Robust predictions and the heads' losses ----------------------------------------------------
 
 
-def test_symlog_symexp_and_the_bins_are_official():
+@pytest.mark.symlog
+def test_symlog_is_official():
     data = recorded("1_symlog_twohot")
     assert_close(dreamer.symlog(data["symlog_in"]), data["symlog_out"])
+
+
+@pytest.mark.symexp
+def test_symexp_is_official():
+    data = recorded("1_symlog_twohot")
     assert_close(dreamer.symexp(data["symexp_in"]), data["symexp_out"])
-    assert_close(BINS, data["bins"])
 
 
+@pytest.mark.value_bins
+def test_the_bins_are_official():
+    assert_close(dreamer.value_bins(PAPER.model.bins), BINS)
+    for name in ("4_imag_loss_case0", "4_imag_loss_case1"):
+        assert_array_equal(recorded(name)["bins"], BINS)
+
+
+@pytest.mark.twohot_mean
 def test_the_twohot_mean_is_official_and_exactly_0_for_equal_logits():
     data = recorded("1_symlog_twohot")
     assert_close(twohot_mean(data["twohot_logits"], BINS), data["twohot_pred"])
     assert_array_equal(twohot_mean(jnp.zeros((4, 255)), BINS), data["zero_logits_pred"])
 
 
+@pytest.mark.twohot_loss
 def test_the_twohot_loss_its_gradient_and_the_two_bins_are_official_for_every_target():
     data = recorded("1_symlog_twohot")
     logits, target = data["twohot_logits"], data["twohot_target"]
@@ -196,6 +216,7 @@ def terminal_with(target):
     return 1.0 - target / (1.0 - 1.0 / PAPER.learning.horizon)
 
 
+@pytest.mark.decoder_loss
 def test_the_losses_of_vectors_and_images_are_official():
     data = recorded("1b_other_heads")
     vector = SimpleNamespace(is_image=False, decode=lambda latent: data["symlog_mse_pred"])
@@ -206,12 +227,14 @@ def test_the_losses_of_vectors_and_images_are_official():
     assert_close(losses, data["img_loss"])
 
 
+@pytest.mark.continue_loss
 def test_the_continue_loss_is_the_official_cross_entropy_with_a_soft_target():
     data, horizon = recorded("1b_other_heads"), PAPER.learning.horizon
     losses = dreamer.continue_loss(data["con_logit"], terminal_with(data["con_target"]), horizon)
     assert_close(losses, data["con_loss"])
 
 
+@pytest.mark.prediction_loss
 def test_the_three_prediction_terms_are_official_when_heads_and_targets_are():
     twohot, other = recorded("1_symlog_twohot"), recorded("1b_other_heads")
     world = SimpleNamespace(
@@ -231,18 +254,25 @@ def test_the_three_prediction_terms_are_official_when_heads_and_targets_are():
 
 def mixed(logits):
     """The probabilities of these logits with the official 1% of the uniform."""
-    return dreamer.unimix(logits, PAPER.model.unimix)
+    share = PAPER.model.unimix
+    return share / logits.shape[-1] + (1.0 - share) * jax.nn.softmax(logits)
 
 
-def test_mixed_probabilities_and_their_log_probability_and_entropy_are_official():
+@pytest.mark.unimix
+def test_mixed_probabilities_and_their_log_probability_are_official():
     data = recorded("2_onehot_kl")
-    probs = mixed(data["post_logits"])
+    probs = dreamer.unimix(data["post_logits"], PAPER.model.unimix)
     assert_close(probs, data["post_probs"])
     assert_close(jnp.log(probs), data["mixed_post_logits"])
     logp = models.Categorical(jnp.log(probs)).log_prob(data["onehot_event"])
     assert_close(logp, data["logp"])
     assert_close(logp.sum(-1), data["logp_sum_over_S"])
-    entropies = dreamer.entropy(probs)
+
+
+@pytest.mark.entropy
+def test_the_entropy_is_official():
+    data = recorded("2_onehot_kl")
+    entropies = dreamer.entropy(mixed(data["post_logits"]))
     assert_close(entropies, data["entropy"])
     assert_close(entropies.sum(-1), data["entropy_sum_over_S"])
     assert_close(entropies.sum(-1).mean(), data["rep_ent_metric"])
@@ -250,6 +280,7 @@ def test_mixed_probabilities_and_their_log_probability_and_entropy_are_official(
     assert_close(priors.sum(-1).mean(), data["dyn_ent_metric"])
 
 
+@pytest.mark.kl
 def test_the_kl_is_official():
     data = recorded("2_onehot_kl")
     kl = dreamer.kl(mixed(data["post_logits"]), mixed(data["prior_logits"]))
@@ -259,7 +290,8 @@ def test_the_kl_is_official():
 
 
 @pytest.mark.parametrize("name, loss", [
-    ("dyn", dreamer.dynamics_loss), ("rep", dreamer.representation_loss)])
+    pytest.param("dyn", dreamer.dynamics_loss, marks=pytest.mark.dynamics_loss),
+    pytest.param("rep", dreamer.representation_loss, marks=pytest.mark.representation_loss)])
 def test_a_kl_loss_and_its_gradients_are_official_free_bits_included(name, loss):
     data = recorded("2_onehot_kl")
     losses, pullback = jax.vjp(
@@ -271,6 +303,7 @@ def test_a_kl_loss_and_its_gradients_are_official_free_bits_included(name, loss)
     assert_close(to_prior, data[f"grad_sum_{name}_wrt_prior"])
 
 
+@pytest.mark.sample_onehot
 def test_the_straight_through_gradient_is_official():
     data = recorded("2_onehot_kl")
     _, pullback = jax.vjp(
@@ -294,6 +327,7 @@ def recur_and_gradients(world, past, weight):
     return h, pullback(weight)
 
 
+@pytest.mark.recur
 def test_the_recurrent_step_and_its_gradients_are_official(rssm):
     data = recorded("3_rssm_blocks4")
     past = Latent(data["deter"], data["stoch"]), data["action"]
@@ -305,6 +339,7 @@ def test_the_recurrent_step_and_its_gradients_are_official(rssm):
     assert_close(to_a, data["grad_action"])
 
 
+@pytest.mark.prior_probs
 def test_the_prior_is_official(rssm):
     data = recorded("3_rssm_blocks4")
     logits = jax.jit(rssm.prior)(data["next_deter"])
@@ -312,6 +347,14 @@ def test_the_prior_is_official(rssm):
     assert_close(jax.jit(rssm.prior_probs)(data["next_deter"]), mixed(data["prior_logits"]))
 
 
+@pytest.mark.posterior_probs
+def test_the_posterior_is_official(rssm):
+    data = recorded("3_rssm_blocks4")
+    probs = jax.jit(rssm.posterior_probs)(data["obs_next_deter"], data["tokens"])
+    assert_close(probs, mixed(data["obs_post_logits"]))
+
+
+@pytest.mark.observe_step
 def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_begins(rssm):
     data = recorded("3_rssm_blocks4")
     past, now = Latent(data["deter"], data["stoch"]), (data["tokens"], data["reset"])
@@ -326,6 +369,7 @@ def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_b
 # ---- Encoder and decoder -------------------------------------------------------------------------
 
 
+@pytest.mark.WorldModel
 @pytest.mark.parametrize("name, tokens", [("enc_vec", "tokens_vec"), ("enc_both", "tokens_both")])
 def test_the_vector_encoder_is_official(name, tokens):
     data = recorded("10_encoder")
@@ -334,6 +378,7 @@ def test_the_vector_encoder_is_official(name, tokens):
     assert_close(jax.jit(world.encode)(data["vector"]), data[tokens][..., :16])
 
 
+@pytest.mark.WorldModel
 @pytest.mark.parametrize("name, tokens", [("enc_img", "tokens_img"), ("enc_both", "tokens_both")])
 def test_the_image_encoder_is_official(name, tokens):
     data = recorded("10_encoder")
@@ -341,6 +386,8 @@ def test_the_image_encoder_is_official(name, tokens):
     assert_close(jax.jit(world.encode)(data["image"]), data[tokens][..., -128:])
 
 
+@pytest.mark.WorldModel
+@pytest.mark.decoder_loss
 def test_the_vector_decoder_is_official_and_so_is_its_loss():
     data = recorded("10b_decoder")
     arrays = renamed(data, VECTOR_DECODER)
@@ -353,6 +400,8 @@ def test_the_vector_decoder_is_official_and_so_is_its_loss():
     assert_close(loss, data["loss_vector"])
 
 
+@pytest.mark.WorldModel
+@pytest.mark.decoder_loss
 def test_the_image_decoder_is_official_and_so_is_its_loss():
     data = recorded("10b_decoder")
     world = world_model(replace(MODEL, blocks=8), (64, 64, 3), renamed(data, IMAGE_DECODER))
@@ -362,6 +411,7 @@ def test_the_image_decoder_is_official_and_so_is_its_loss():
     assert_close(loss, data["loss_image"])
 
 
+@pytest.mark.WorldModel
 def test_a_decoder_of_half_as_many_wider_blocks_lays_their_channels_side_by_side():
     data = recorded("10b_decoder")
     arrays, name = renamed(data, IMAGE_DECODER), "decoder/from_h"
@@ -389,6 +439,7 @@ def actor(name, discrete, actions):
     return made
 
 
+@pytest.mark.Actor
 def test_the_continuous_policy_is_official():
     data = recorded("7_bounded_normal")
     policy = actor("7_bounded_normal", False, 3)(data["head_input"])
@@ -399,6 +450,7 @@ def test_the_continuous_policy_is_official():
     assert_close(policy.entropy(), data["entropy_sum"])
 
 
+@pytest.mark.bounded_normal
 def test_each_entry_of_the_continuous_policy_is_official():
     data = recorded("7_bounded_normal")
     pre = data["mean_pre"][..., None], data["std_pre"][..., None]
@@ -410,6 +462,7 @@ def test_each_entry_of_the_continuous_policy_is_official():
         assert_close(extreme.entropy(), data[name])
 
 
+@pytest.mark.Actor
 def test_the_discrete_policy_is_official_and_mixed_with_no_uniform():
     data = recorded("7b_categorical")
     policy = actor("7b_categorical", True, 5)(data["head_input"])
@@ -465,39 +518,33 @@ class Case:
         found = dreamer.dream_losses(networks, fixed, dreamed, self.range_before, PAPER)
         return sum(found[0].values()), found
 
-    @cached_property
-    def results(self):
-        """(losses, returns and range, metrics) and the gradient of the losses by the features."""
-        gradient, found = jax.jit(jax.grad(self.losses, has_aux=True))(self.s)
-        return found, gradient
+
+@pytest.fixture(scope="module", params=["4_imag_loss_case0", "4_imag_loss_case1"],
+                ids=["discrete", "continuous"])
+def case(request):
+    """Each of the two recorded dreams."""
+    return Case(request.param)
 
 
-CASES = {name: Case(name) for name in ("4_imag_loss_case0", "4_imag_loss_case1")}
-both_policies = pytest.mark.parametrize("case", CASES.values(), ids=["discrete", "continuous"])
+@pytest.fixture(scope="module")
+def results(case):
+    """(losses, returns and range, metrics) and the gradient of the losses by the features."""
+    gradient, found = jax.jit(jax.grad(case.losses, has_aux=True))(case.s)
+    return found, gradient
 
 
-@both_policies
-def test_the_constants_of_the_papers_preset_are_official(case):
-    learning, data = PAPER.learning, case.data
-    ours = (learning.horizon, learning.lambda_, learning.eta, learning.slow_scale)
-    official = (data["horizon"], data["lam"], data["actent"], data["slowreg"])
-    assert_close(np.array(ours), np.array(official))
-    assert_close(BINS, data["bins"])
-    assert data["contdisc"]  # the discount lives in the continue target
-
-
-@both_policies
-def test_returns_and_the_return_range_on_dreams_are_official(case):
-    (_, (returns, return_range), metrics), _ = case.results
+@pytest.mark.dream_losses
+def test_returns_and_the_return_range_on_dreams_are_official(case, results):
+    (_, (returns, return_range), metrics), _ = results
     assert_close(returns, case.data["ret"])
     assert_close(return_range, case.return_range("after"))
     assert_close(metrics["actor/return_low"], case.data["retnorm_lo_after"])
     assert_close(metrics["actor/return_high"], case.data["retnorm_hi_after"])
 
 
-@both_policies
-def test_metrics_of_dreams_are_official(case):
-    (*_, metrics), _ = case.results
+@pytest.mark.dream_losses
+def test_metrics_of_dreams_are_official(case, results):
+    (*_, metrics), _ = results
     data = case.data
     assert_close(metrics["dream/return"], data["metric_tar"])
     assert_close(metrics["dream/value"], data["metric_val"])
@@ -507,16 +554,16 @@ def test_metrics_of_dreams_are_official(case):
     assert_close(metrics["actor/entropy"], data["entropy"][:, :-1].mean())
 
 
-@both_policies
-def test_both_losses_on_dreams_are_official(case):
-    (losses, *_), _ = case.results
+@pytest.mark.dream_losses
+def test_both_losses_on_dreams_are_official(case, results):
+    (losses, *_), _ = results
     assert_close(losses["actor"], case.data["loss_policy"].mean())
     assert_close(losses["critic"], case.data["loss_value"].mean())
 
 
-@both_policies
-def test_the_gradients_of_both_losses_on_dreams_are_official(case):
-    _, gradient = case.results
+@pytest.mark.dream_losses
+def test_the_gradients_of_both_losses_on_dreams_are_official(case, results):
+    _, gradient = results
     of_mean = 1.0 / case.data["ret"].size  # the recorded losses are means: so small are these
     assert_close(gradient[..., CRITIC], case.data["grad_value_logits"], of_mean, ROUNDED_TARGET)
     names = ["policy_logits"] if case.discrete else ["policy_mean_pre", "policy_std_pre"]
@@ -524,28 +571,45 @@ def test_the_gradients_of_both_losses_on_dreams_are_official(case):
     assert_close(gradient[..., POLICY], np.concatenate(recorded_parts, -1), of_mean)
 
 
-@both_policies
-def test_each_part_of_the_losses_on_dreams_is_official(case):
-    data, learning = case.data, PAPER.learning
-    logits, policy = data["value_logits"], case.policy(case.s)
-    values = twohot_mean(logits, BINS)
-    slow_values = twohot_mean(data["slowvalue_logits"], BINS)
-    weight = dreamer.trajectory_weights(data["con"])
-    assert_close(values, data["value_pred"])
-    assert_close(slow_values, data["slowvalue_pred"])
-    assert_close(weight, data["weight"])
-    assert_close(policy.entropy(), data["entropy"])
-    advantage = dreamer.advantages(
-        data["ret"], values[:, :-1], case.return_range("after"), learning.return_limit)
-    assert_close(advantage.mean(), data["metric_adv"])
-    critic = critic_loss(
-        logits[:, :-1], data["ret"], slow_values[:, :-1], BINS, learning.slow_scale)
-    assert_close(weight[:, :-1] * critic, data["loss_value"])
-    actor_loss = dreamer.actor_loss(case.policy(case.s[:, :-1]), case.a, advantage, learning.eta)
-    assert_close(weight[:, :-1] * actor_loss, data["loss_policy"])
-    assert_close(case.policy(case.s[:, :-1]).log_prob(case.a), data["logp"][:, :-1])
+@pytest.mark.twohot_mean
+def test_the_values_of_critic_and_slow_critic_on_dreams_are_official(case):
+    assert_close(twohot_mean(case.data["value_logits"], BINS), case.data["value_pred"])
+    assert_close(twohot_mean(case.data["slowvalue_logits"], BINS), case.data["slowvalue_pred"])
 
 
+@pytest.mark.trajectory_weights
+def test_the_weights_of_dreamed_states_are_official(case):
+    assert_close(dreamer.trajectory_weights(case.data["con"]), case.data["weight"])
+
+
+@pytest.mark.advantages
+def test_the_mean_advantage_on_dreams_is_official(case):
+    values, limit = case.data["value_pred"][:, :-1], PAPER.learning.return_limit
+    found = dreamer.advantages(case.data["ret"], values, case.return_range("after"), limit)
+    assert_close(found.mean(), case.data["metric_adv"])
+
+
+@pytest.mark.critic_loss
+def test_the_critic_loss_of_each_dreamed_state_is_official(case):
+    data = case.data
+    losses = critic_loss(data["value_logits"][:, :-1], data["ret"], data["slowvalue_pred"][:, :-1],
+                         BINS, PAPER.learning.slow_scale)
+    assert_close(data["weight"][:, :-1] * losses, data["loss_value"])
+
+
+@pytest.mark.actor_loss
+def test_the_actor_loss_of_each_dreamed_state_is_official(case):
+    data, policy = case.data, case.policy(case.s[:, :-1])
+    assert_close(policy.log_prob(case.a), data["logp"][:, :-1])
+    assert_close(case.policy(case.s).entropy(), data["entropy"])
+    low, high = case.return_range("after")
+    advantage = (data["ret"] - data["value_pred"][:, :-1]) / max(1.0, high - low)
+    losses = dreamer.actor_loss(policy, case.a, advantage, PAPER.learning.eta)
+    assert_close(data["weight"][:, :-1] * losses, data["loss_policy"])
+
+
+@pytest.mark.update_return_range
+@pytest.mark.advantages
 def test_the_return_range_is_official_over_five_batches():
     data, learning = recorded("5_retnorm"), PAPER.learning
     return_range = jnp.zeros(2)
@@ -577,17 +641,25 @@ def replay_loss(latent):
     return dreamer.replay_critic_loss(networks, fixed, latent, replayed(), bootstrap, PAPER)
 
 
-def test_returns_and_losses_of_replayed_rows_are_official():
+@pytest.mark.replay_returns
+def test_returns_of_replayed_rows_are_official():
     data, learning = recorded("4b_repl_loss"), PAPER.learning
     returns = jax.jit(lambda: dreamer.replay_returns(replayed(), data["boot"], learning))()
     assert_close(returns, data["ret"])
     assert_close(returns, data["lambda_return_only"])  # made with another critic: it has no say
+
+
+@pytest.mark.critic_loss
+@pytest.mark.twohot_mean
+def test_losses_of_replayed_rows_are_official():
+    data = recorded("4b_repl_loss")
     slow_values = twohot_mean(data["slowvalue_logits"], BINS)
-    losses = critic_loss(
-        data["value_logits"][:, :-1], returns, slow_values[:, :-1], BINS, learning.slow_scale)
+    losses = critic_loss(data["value_logits"][:, :-1], data["ret"], slow_values[:, :-1], BINS,
+                         PAPER.learning.slow_scale)
     assert_close((1.0 - data["is_last"][:, :-1]) * losses, data["loss_repval"])
 
 
+@pytest.mark.replay_critic_loss
 def test_the_replay_critic_loss_and_its_gradient_are_official():
     data = recorded("4b_repl_loss")
     latent = Latent(data["value_logits"], data["slowvalue_logits"][:, :, None])
@@ -619,6 +691,7 @@ def five_steps(optimizer, held=False):
     return jax.lax.scan(step, (params, optimizer.init(params)), starting("grads:"))[1]
 
 
+@pytest.mark.laprop
 @pytest.mark.parametrize("run, change", [
     ("default", {}), ("nowarmup", {"warmup": 0}), ("biglr", {"lr": 1e-2, "warmup": 3})])
 def test_five_steps_of_the_optimiser_are_official(run, change):
@@ -632,6 +705,7 @@ def test_five_steps_of_the_optimiser_are_official(run, change):
         assert_close(params[name], starting(f"{run}:params:")[name])
 
 
+@pytest.mark.laprop
 @pytest.mark.parametrize("stage, momentum", [("rms", 0.0), ("mom", PAPER.optimizer.momentum)])
 def test_the_optimiser_divides_and_averages_as_the_official_one(stage, momentum):
     config = replace(PAPER.optimizer, lr=1.0, warmup=0, momentum=momentum)
@@ -640,6 +714,7 @@ def test_the_optimiser_divides_and_averages_as_the_official_one(stage, momentum)
         assert_close(-updates[name], expected)
 
 
+@pytest.mark.adaptive_gradient_clipping
 def test_gradients_are_clipped_as_the_official_optimiser_clips_them():
     config = PAPER.optimizer
     clip = optim.adaptive_gradient_clipping(config.agc, config.agc_floor)
@@ -648,6 +723,7 @@ def test_gradients_are_clipped_as_the_official_optimiser_clips_them():
         assert_close(clipped[name], expected)
 
 
+@pytest.mark.learning_rate
 def test_the_learning_rate_is_official():
     config, data = PAPER.optimizer, recorded("6_optimizer")
     rate = optim.learning_rate(config.lr, config.warmup, config.lr_final, 10_000)
@@ -669,6 +745,7 @@ def move_there(grads, target, params):
     return jax.tree.map(jnp.subtract, target, params), target
 
 
+@pytest.mark.train_step
 def test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_one(monkeypatch):
     monkeypatch.setattr(dreamer, "total_loss", no_loss)
     program = SimpleNamespace(config=PAPER, optimizer=SimpleNamespace(update=move_there))
@@ -681,18 +758,10 @@ def test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_on
             assert_close(state.slow_critic[name], expected)
 
 
+@pytest.mark.Head
 def test_a_critic_of_the_slow_weights_answers_as_the_official_one():
     data = recorded("8_slow_ema")
     mlp_of_8 = partial(models.MLP, 6, 8, 1, PAPER.model.norm_eps)
     critic = module(lambda rngs: models.Head(mlp_of_8(rngs), 8, 255, rngs),
                     critic_weights("slow_step3:"))
     assert_close(critic(data["x"]), data["slow_step3_logits"])
-
-
-# ---- All of it -----------------------------------------------------------------------------------
-
-
-def test_every_recorded_file_is_used_here():
-    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    assert {path.stem for path in FOLDER.glob("*.npz")} - texts == set()

@@ -17,26 +17,17 @@ from utils.settings import Config
 # Prediction is the sum of the three rows below it. Both KL losses reach encoder and posterior: the
 # representation loss directly, the dynamics loss (it holds the posterior fixed) through time alone,
 # because h_t was made from z_{t-1}, a sample with a straight-through gradient.
-TABLE = """
-| loss | encoder | sequence | posterior | prior | decoder | reward | continue | actor | critic |
-|---|---|---|---|---|---|---|---|---|---|
-| prediction | yes | yes | yes | - | yes | yes | yes | - | - |
-| decoder | yes | yes | yes | - | yes | - | - | - | - |
-| reward | yes | yes | yes | - | - | yes | - | - | - |
-| continue | yes | yes | yes | - | - | - | yes | - | - |
-| dynamics | yes | yes | yes | yes | - | - | - | - | - |
-| representation | yes | yes | yes | - | - | - | - | - | - |
-| actor | - | - | - | - | - | - | - | yes | - |
-| critic | - | - | - | - | - | - | - | - | yes |
-| replay critic | yes | yes | yes | - | - | - | - | - | yes |
-""".strip()
 README = Path(__file__).parent.parent / "README.md"
 B, T = 3, 5
 
 
-def parse(table):
-    """A markdown table as {row: {column: cell}}."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+def table():
+    """The README's table as {row: {column: cell}}."""
+    text = README.read_text(encoding="utf-8")
+    start, end = "<!-- gradients -->", "<!-- /gradients -->"
+    assert text.count(start) == text.count(end) == 1
+    rows = text.partition(start)[2].partition(end)[0].strip().splitlines()
+    lines = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {name: dict(zip(lines[0][1:], cells)) for name, *cells in lines[2:]}
 
 
@@ -71,7 +62,7 @@ def every_loss(program, inputs, free_bits, taught):
 
 @pytest.fixture(scope="module")
 def steepest():
-    """free bits -> {loss: largest slope of each tensor of (weights, slow critic, range)}."""
+    """{free bits: {loss: largest slope of each tensor of (weights, slow critic, range)}}."""
     settings = config.load("dreamer.yaml", Config, ["debug"], ["model.bins=15"])
     env, random = gymnax_wrappers.make("CartPole-v1"), np.random.default_rng(0)
     program, shapes = dreamer.build(settings, env)
@@ -83,8 +74,8 @@ def steepest():
     losses = partial(every_loss, program, (batch, jax.random.key(0)))
     jacobian = jax.jit(jax.jacrev(losses, 1))
     taught = (params, slow_critic, jnp.array([-1.0, 2.0]))
-    return lambda free_bits: jax.tree.map(
-        lambda slope: np.abs(slope).max(), jacobian(free_bits, taught))
+    return {free_bits: jax.tree.map(lambda slope: np.abs(slope).max(), jacobian(free_bits, taught))
+            for free_bits in (0.0, 1e6)}
 
 
 def cell(slopes):
@@ -109,22 +100,18 @@ def measured(slopes):
     return found
 
 
-def test_every_loss_teaches_exactly_the_networks_that_the_table_says(steepest):
-    assert measured(steepest(0.0)) == parse(TABLE)
+@pytest.mark.agent_losses
+def test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says(steepest):
+    assert measured(steepest[0.0]) == table()
 
 
+@pytest.mark.agent_losses
 def test_below_the_free_bits_the_two_kl_losses_teach_nothing_and_the_rest_as_before(steepest):
-    expected = without(parse(TABLE), "dynamics", "representation")
-    assert measured(steepest(1e6)) == expected
+    expected = without(table(), "dynamics", "representation")
+    assert measured(steepest[1e6]) == expected
 
 
+@pytest.mark.agent_losses
 def test_no_loss_teaches_the_slow_critic_or_the_return_range(steepest):
-    for loss, (_, slow_critic, return_range) in steepest(0.0).items():
+    for loss, (_, slow_critic, return_range) in steepest[0.0].items():
         assert (loss, cell(slow_critic), cell(return_range)) == (loss, "-", "-")
-
-
-def test_the_table_of_the_readme_is_the_tested_one():
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- gradients -->", "<!-- /gradients -->"
-    assert text.count(start) == text.count(end) == 1
-    assert text.partition(start)[2].partition(end)[0].strip() == TABLE

@@ -126,8 +126,11 @@ def first_difference(one, other):
     return rows[0] if len(rows) else None
 
 
-def test_the_rows_of_the_replay_are_those_of_the_drawing(scripted):
-    (numbers, _), (rows, _) = drawing(), scripted
+@pytest.mark.collect
+@pytest.mark.play
+def test_the_rows_of_the_replay_are_those_of_the_drawing_last_actions_in_brackets(scripted):
+    (numbers, in_brackets), (rows, _) = drawing(), scripted
+    assert in_brackets == np.flatnonzero(numbers["is_last"]).tolist() != []
     assert list(numbers) == ["row", "x", "r", "is_first", "is_last", "is_terminal", "a"]
     assert numbers.pop("row") == list(range(8))
     for name, expected in numbers.items():
@@ -135,17 +138,16 @@ def test_the_rows_of_the_replay_are_those_of_the_drawing(scripted):
             assert (name, ring.astype(int).tolist()) == (name, expected)
 
 
-def test_the_actions_in_brackets_are_those_of_the_last_rows():
-    numbers, never_carried_out = drawing()
-    assert never_carried_out == np.flatnonzero(numbers["is_last"]).tolist() != []
-
-
+@pytest.mark.collect
+@pytest.mark.play
 def test_acting_at_row_t_is_given_the_action_of_row_t_minus_1(scripted):
     (numbers, _), (rows, _) = drawing(), scripted
     for ring in rows.h[..., 0]:
         assert ring.tolist() == [0.0, *numbers["a"][:-1]]
 
 
+@pytest.mark.collect
+@pytest.mark.play
 def test_an_episode_scores_the_sum_of_its_rewards_and_its_number_of_actions(scripted):
     (numbers, _), (_, finished) = drawing(), scripted
     ends = np.flatnonzero(numbers["is_last"])
@@ -154,6 +156,7 @@ def test_an_episode_scores_the_sum_of_its_rewards_and_its_number_of_actions(scri
     assert_array_equal(finished.length[ends], [[3, 3], [2, 2]])
 
 
+@pytest.mark.evaluate
 @pytest.mark.parametrize("limit, total, length", [(500, 306.0, 3), (3, 203.0, 2)])
 def test_an_evaluation_scores_the_first_episode_alone_or_what_the_limit_leaves_of_it(
         program, loop, monkeypatch, limit, total, length):
@@ -166,6 +169,9 @@ def test_an_evaluation_scores_the_first_episode_alone_or_what_the_limit_leaves_o
     assert_array_equal(lengths, [length] * 4)
 
 
+@pytest.mark.collect
+@pytest.mark.act
+@pytest.mark.observe
 def test_a_row_stores_the_state_from_which_replay_goes_on_as_acting_did(program, loop, observe):
     rows = dreamer.collect(program, loop, 14)[0].replay.rows
     classes = program.config.model.classes
@@ -175,6 +181,8 @@ def test_a_row_stores_the_state_from_which_replay_goes_on_as_acting_did(program,
         assert_allclose(observe(start, batch)[0].h[:, 0], batch.h[:, 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.observe
+@pytest.mark.observe_step
 @pytest.mark.parametrize("what", ["x", "a", "h", "z"])
 def test_nothing_before_a_first_row_reaches_it_or_what_follows(replayed, observe, what):
     before = slice(1 if what == "x" else 0, FIRST)
@@ -184,6 +192,8 @@ def test_nothing_before_a_first_row_reaches_it_or_what_follows(replayed, observe
     assert first_difference(*after) is None
 
 
+@pytest.mark.observe
+@pytest.mark.observe_step
 @pytest.mark.parametrize("what", ["x", "a", "h", "z"])
 def test_without_a_first_row_the_past_goes_on(replayed, observe, what):
     start, batch = replayed
@@ -193,6 +203,7 @@ def test_without_a_first_row_the_past_goes_on(replayed, observe, what):
     assert first_difference(*after) == 1
 
 
+@pytest.mark.observe
 @pytest.mark.parametrize("row", range(ROWS))
 def test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_ends_there(
         replayed, observe, row):
@@ -203,6 +214,8 @@ def test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_en
         assert (usual[0].h[:, row] != other[0].h[:, row]).any()
 
 
+@pytest.mark.observe
+@pytest.mark.recur
 def test_an_action_beyond_1_meets_the_model_as_1_and_one_within_as_it_is(replayed, observe):
     start, batch = replayed
     outcomes = [observe(start, batch._replace(a=jnp.full_like(batch.a, a)))

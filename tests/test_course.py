@@ -1,0 +1,172 @@
+"""Equations, tasks and tests belong together as the table, the assignments and the grades say."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import equations, handout
+
+ROOT = Path(__file__).parent.parent
+KNOWN = equations.functions()
+HELD = equations.tests(KNOWN)
+TASKS = [function for function in KNOWN.values() if function.week]
+
+
+def test_the_table_of_the_readme_is_made_from_the_docstrings():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start, end = "<!-- equations -->", "<!-- /equations -->"
+    assert text.count(start) == text.count(end) == 1
+    assert text.partition(start)[2].partition(end)[0].strip() == equations.table()
+
+
+def test_every_equation_of_the_paper_is_in_the_table():
+    numbers = {n for one in KNOWN.values() for n in re.findall(r"\d+", one.number)}
+    assert numbers == {str(n) for n in range(1, 12)}
+
+
+def test_every_equation_and_every_task_has_a_test():
+    tested = {name for test in HELD for name in test.names}
+    assert [one.name for one in KNOWN.values() if one.number and one.name not in tested] == []
+    assert [task.name for task in TASKS if not equations.of(task, HELD)] == []
+
+
+def test_a_file_of_tests_names_a_function_in_each_of_them_or_in_none():
+    named = {(test.path, test.name) for test in HELD}
+    for path in {path for path, _ in named}:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        tests = {(path, node.name) for node in tree.body
+                 if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+        assert tests - named == set(), "name no function, by a marker"
+
+
+def test_every_recorded_file_is_read_by_a_test_that_names_what_it_holds():
+    files = {path.stem for path in (ROOT / "tests" / "golden").glob("*.npz")}
+    assert files - {name for test in HELD for name in test.recorded} == set()
+
+
+def test_a_marker_that_names_no_function_is_an_error(tmp_path):
+    (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.lamda_returns\n"
+                                         "def test_it():\n    pass\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-c", ROOT / "pytest.ini", "--rootdir", ROOT,
+         "-p", "no:cacheprovider", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "'lamda_returns' not found in `markers`" in done.stdout
+
+
+def test_every_week_but_the_last_has_tasks_and_nothing_builds_on_a_later_week():
+    assert {task.week for task in TASKS} == handout.WEEKS.keys() - {max(handout.WEEKS)}
+    later = [(task.name, name) for task in TASKS for name in task.calls
+             if KNOWN[name].week > task.week]
+    assert later == []
+
+
+# ---- What a test rests on ------------------------------------------------------------------------
+
+
+def noting(text):
+    """The text of dreamer.py with a line in front of every solution that notes its use."""
+    lines = text.splitlines(keepends=True)
+    for task in sorted(TASKS, key=lambda task: task.body, reverse=True):
+        first = lines[task.body[0] - 1]
+        indent = first[: len(first) - len(first.lstrip())]
+        note = f"{indent}import tests.uses; tests.uses.SEEN.add({task.name!r})\n"
+        lines.insert(task.body[0] - 1, note)
+    return "".join(lines)
+
+
+@pytest.fixture(scope="module")
+def uses(tmp_path_factory):
+    """[(test, the functions that it names, the tasks that it used when it was run)]."""
+    copy = tmp_path_factory.mktemp("uses") / "copy"
+    handout.copy_project(copy)
+    shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
+    program = copy / equations.TASKS
+    program.write_text(noting(program.read_text(encoding="utf-8")), encoding="utf-8")
+    environment = os.environ | {"USES": str(copy / "uses.json"),
+                                "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "tests.uses"], cwd=copy,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [(test, set(names), set(used))
+            for test, names, used in json.loads((copy / "uses.json").read_text())]
+
+
+def built_on(names):
+    """These functions and all that they build on."""
+    return {below for name in names for below in {name} | KNOWN[name].calls}
+
+
+def test_every_test_of_an_assignment_was_run_once_for_each_of_its_functions(uses):
+    expected = {(test.name, name) for test in HELD for name in test.names}
+    assert {(test, name) for test, names, _ in uses for name in names} == expected
+
+
+def test_a_test_uses_every_task_that_it_names_so_that_without_it_the_test_fails(uses):
+    tasks = {task.name for task in TASKS}
+    assert [(test, names & tasks - used) for test, names, used in uses
+            if names & tasks - used] == []
+
+
+def test_a_test_uses_no_task_but_those_that_it_names_and_what_they_build_on(uses):
+    assert [(test, used - built_on(names)) for test, names, used in uses
+            if used - built_on(names)] == []
+
+
+def test_a_test_needs_nothing_that_is_written_later_than_what_it_names(uses):
+    for test, names, used in uses:
+        week = max(KNOWN[name].week for name in names)
+        assert week == 0 or all(KNOWN[name].week <= week for name in used), (test, used)
+
+
+def failing(copy, *arguments):
+    """Which tests fail in a copy, and which do not; cases that fail at all count as failing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *arguments],
+        cwd=copy, capture_output=True, text=True)
+    found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::(\w+)", done.stdout, re.M)
+    assert found, done.stdout + done.stderr
+    wrong = {test for result, test in found if result != "PASSED"}
+    return wrong, {test for _, test in found} - wrong
+
+
+def solve(copy, tasks):
+    """Fill in the solutions of a copy, as a student would: by what stands below the docstring."""
+    program, solved = copy / equations.TASKS, (ROOT / equations.TASKS).read_text(encoding="utf-8")
+    text = program.read_text(encoding="utf-8")
+    for task in tasks:
+        body = "".join(solved.splitlines(keepends=True)[task.body[0] - 1 : task.body[1]])
+        blank = f'raise NotImplementedError("{task.title}: see the docstring")\n'
+        head, _, rest = text.partition(f"def {task.name}(")
+        text = head + f"def {task.name}(" + re.sub(f" *{re.escape(blank)}", lambda _: body, rest, 1)
+    program.write_text(text, encoding="utf-8")
+
+
+def test_without_two_bodies_exactly_the_tests_that_rest_on_them_fail_and_with_them_none(
+        uses, tmp_path):
+    copy, names = tmp_path / "copy", {"lambda_returns", "kl"}
+    assert handout.main(["--only", ",".join(names), "--out", str(copy)]) == 0
+    wrong, right = failing(copy, "tests/test_equations.py", "-k", "lambda or replayed or kl or "
+                           "dream or weight or entropy or advantages or losses_of_the_world")
+    resting = {test for test, _, used in uses if used & names}
+    assert wrong == resting & (wrong | right) and len(wrong) > 5 and len(right) > 5
+    solve(copy, [KNOWN[name] for name in names])
+    nothing, all_ = failing(copy, "tests/test_equations.py", "-k", "lambda or replayed or kl")
+    assert nothing == set() and all_ <= wrong | right and len(all_) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [task.name for task in TASKS])
+def test_without_one_body_exactly_the_tests_that_rest_on_it_fail(name, uses, tmp_path):
+    copy = tmp_path / "copy"
+    assert handout.main(["--only", name, "--out", str(copy)]) == 0
+    wrong, right = failing(copy)
+    resting = {test for test, _, used in uses if name in used}
+    assert wrong == resting and wrong | right == {test.name for test in HELD}
+    assert {test.name for test in equations.of(KNOWN[name], HELD)} <= wrong

@@ -1,0 +1,217 @@
+"""Every submission is graded, whatever it does: on a little course of eight functions."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils import equations, grade, handout
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+# Each number is one more than the one before: `two` builds on `one`, and so on, but for `five`.
+FUNCTION = '''
+def {name}():
+    """Eq. {number} | the number {number}"""
+    return {below} + {more}  # {{{week}}}
+'''
+TESTS = '''"""The numbers are what they are called."""
+import pytest
+import dreamer
+'''
+TEST = '''
+@pytest.mark.{name}
+@pytest.mark.parametrize("plus", [0, 1])
+def test_{name}_is_{number}(plus):
+    assert dreamer.{name}() + plus == {number} + plus
+@pytest.mark.{name}
+def test_{name}_is_a_whole_number():
+    assert isinstance(dreamer.{name}(), int)
+'''
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A little project, with the real conftest.py and pytest.ini, in the place of this one."""
+    root, program, tests = tmp_path / "course", '"""Numbers."""\n', TESTS
+    for folder in ("utils", "docs", "tests/golden"):
+        (root / folder).mkdir(parents=True)
+    for number, name in enumerate(NAMES, 1):
+        below = f"{NAMES[number - 2]}()" if number not in (1, 5) else str(number - 1)
+        words = {"name": name, "number": number, "below": below, "more": 1, "week": number // 8 + 1}
+        program += FUNCTION.format(**words)
+        tests += TEST.format(**words)
+    for path in ("jaxmodels_nnx.py", "utils/optim.py", *handout.FILES):
+        if not (root / path).is_dir():
+            (root / path).write_text("", encoding="utf-8")
+    (root / "dreamer.py").write_text(program, encoding="utf-8")
+    (root / "tests" / "test_numbers.py").write_text(tests, encoding="utf-8")
+    shutil.copy(ROOT / "tests" / "conftest.py", root / "tests")
+    shutil.copy(ROOT / "pytest.ini", root)
+    monkeypatch.setattr(equations, "ROOT", root)
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+@pytest.fixture
+def submitted(course, tmp_path):
+    """The little project as it is handed in: all solved."""
+    return Path(shutil.copytree(course, tmp_path / "submitted"))
+
+
+def graded(submission, *flags):
+    """{task: its entry in results.json}, and the whole file."""
+    assert grade.main([str(submission), *flags]) == 0
+    results = json.loads(Path("results.json").read_text(encoding="utf-8"))
+    return {test["name"].split()[0]: test for test in results["tests"]}, results
+
+
+def rewritten(submission, changes):
+    """Give functions of a submission other bodies."""
+    path = submission / "dreamer.py"
+    text = path.read_text(encoding="utf-8")
+    for name, body in changes.items():
+        head, _, tail = text.partition(f"def {name}():\n")
+        said, _, rest = tail.partition("    return")
+        text = f"{head}def {name}():\n{said}    {body}\n{rest.partition(chr(10))[2]}"
+    path.write_text(text, encoding="utf-8")
+
+
+def test_a_right_submission_has_all_points_in_the_format_of_gradescope(submitted, capsys):
+    tests, results = graded(submitted)
+    assert results["score"] == 8.0 and list(tests) == list(NAMES)
+    assert tests["two"] == {"name": "two (Eq. 2)", "score": 1.0, "max_score": 1, "status": "passed",
+                            "output": "", "visibility": "visible"}
+    assert set(results) == {"score", "execution_time", "tests"}
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split() == ["task", "points", "what", "failed"]
+    assert [said[line].split() for line in (2, 9)] == [
+        ["two", "1", "of", "1"], ["total", "8", "of", "8"]]
+
+
+def test_a_handout_as_it_was_given_has_no_points(course, tmp_path):
+    assert handout.main(["--week", "2", "--out", str(tmp_path / "copy")]) == 0
+    tests, results = graded(tmp_path / "copy", "--week", "2")
+    assert list(tests) == ["eight"] and results["score"] == 0.0
+    assert tests["eight"]["output"].startswith(
+        "eight is 8 (0): NotImplementedError: Eq. 8: see the docstring\neight is a whole number: ")
+
+
+def test_whatever_a_function_does_it_is_graded_and_no_other_with_it(submitted, tmp_path):
+    pid, tests = tmp_path / "pid", "tests/test_numbers.py"
+    child = (f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'import time"
+             f"; time.sleep(60)']); open({str(pid)!r}, 'w').write(str(child.pid))")
+    rewritten(submitted, {
+        "one": "return 1.0",
+        "two": "import os; os._exit(0)",
+        "three": "raise SystemExit(0)",
+        "four": "while True: pass",
+        "five": "print('\\x1b[31mPASSED \\x00 1 passed ' * 10_000); return 5",
+        "six": f"open({tests!r}, 'w').write('def test_six_is_6(): pass'); return 5",
+        "seven": f"{child}; return 7",  # and leaves a process behind
+        "eight": "assert False, 'x' * 10_000",
+    })
+    found, results = graded(submitted, "--limit", "6")
+    scores = {name: test["score"] for name, test in found.items()}
+    assert scores == {"one": 0.5, "two": 0.0, "three": 0.0, "four": 0.0, "five": 1.0, "six": 0.5,
+                      "seven": 1.0, "eight": 0.0}
+    assert results["score"] == 3.0
+    said = {name: test["output"] for name, test in found.items()}
+    assert said["one"].startswith("one is a whole number: assert False")
+    assert said["two"] == "ended with status 0 before all tests were over"
+    assert said["three"].startswith("three is 3 (0): SystemExit: 0")
+    assert said["four"] == "no result within 6 s"
+    assert said["six"].startswith("six is 6 (0): ")
+    assert max(len(line) for line in said["eight"].splitlines()) < 300
+    assert said["eight"].startswith("eight is 8 (0): ")
+    assert not _runs(int(pid.read_text()))
+
+
+def _runs(pid):
+    """Whether a process is there, and is more than an entry that nobody has collected."""
+    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], text=True, capture_output=True)
+    return status.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_what_builds_on_a_wrong_task_says_so(submitted):
+    rewritten(submitted, {"one": "return 2"})
+    found, _ = graded(submitted, "--only", "one,two,five")
+    wrong, needs = found["two"]["output"].splitlines()
+    assert wrong.startswith("two is 2 (0): ") and needs == "builds on what has failed above: one"
+    assert (found["two"]["score"], found["five"]["score"]) == (0.5, 1.0)
+
+
+def test_tests_and_settings_of_the_submission_do_not_count(submitted):
+    rewritten(submitted, {"five": "return 4"})
+    test = submitted / "tests" / "test_numbers.py"
+    test.write_text(test.read_text(encoding="utf-8").replace("assert", "assert True or"))
+    (submitted / "tests" / "conftest.py").write_text("import os; os._exit(0)")
+    (submitted / "conftest.py").write_text("import os; os._exit(0)")
+    (submitted / "pytest.ini").write_text("[pytest]\naddopts = --collect-only\n")
+    (submitted / "pytest.py").write_text("")
+    found, _ = graded(submitted, "--only", "five")
+    assert found["five"]["score"] == 0.5 and found["five"]["output"].startswith("five is 5 (0): ")
+
+
+@pytest.mark.parametrize("text, words", [
+    (b"x = 1\ndef one(:\n", "SyntaxError: invalid syntax (dreamer.py, line 2)"),
+    (b"import nothing_such\n", "ModuleNotFoundError: No module named 'nothing_such' "
+                               "(dreamer.py, line 1)"),
+    (b"import sys\nsys.exit(0)\n", "SystemExit: 0 (dreamer.py, line 2)"),
+    (b"import os\nos._exit(0)\n", "ended with status 0 before all tests were over"),
+    (b"\xff\xfe\x00", "SyntaxError: source code string cannot contain null bytes"),
+])
+def test_a_file_that_cannot_be_imported_has_no_points_and_says_why(text, words, submitted):
+    (submitted / "dreamer.py").write_bytes(text)
+    found, results = graded(submitted, "--only", "one,five")
+    assert results["score"] == 0.0 and [test["output"] for test in found.values()] == [words] * 2
+
+
+def test_a_file_that_hangs_when_it_is_imported_is_tried_only_once(submitted):
+    (submitted / "dreamer.py").write_text("while True: pass\n")
+    began = time.monotonic()
+    found, _ = graded(submitted, "--limit", "3")
+    assert {test["output"] for test in found.values()} == {"no result within 3 s"}
+    assert time.monotonic() - began < 3 * len(NAMES)
+
+
+def test_a_submission_without_the_file_or_with_a_link_in_its_place_has_no_points(submitted):
+    (submitted / "dreamer.py").unlink()
+    assert graded(submitted)[0]["one"]["output"] == "dreamer.py is missing"
+    (submitted / "dreamer.py").symlink_to(equations.ROOT / "dreamer.py")
+    assert graded(submitted)[1]["score"] == 0.0
+
+
+@pytest.mark.parametrize("flags, words", [
+    ([], ["required: DIR"]),
+    (["submited"], ["submited: no such folder", "did you mean 'submitted'?"]),
+    (["submitted", "--week", "7"], ["--week", "choice: 7"]),
+    (["submitted", "--week", "6"], ["--week 6", "marked by hand"]),
+    (["submitted", "--week", "1", "--only", "one"], ["not allowed with"]),
+    (["submitted", "--only", "thre"], ["'thre' is no task", "'three'"]),
+    (["submitted", "--limit", "0"], ["--limit", "more than 0"]),
+    (["submitted", "--limit", "long"], ["--limit", "'long'"]),
+    (["elsewhere"], ["holds no submission (no dreamer.py)", "did you mean 'elsewhere/inside'?"]),
+    (["submitted", "--results", "elsewhere/file"], ["elsewhere/file: file exists"]),
+])
+def test_a_mistake_gets_one_line_and_status_2(flags, words, submitted, capsys):
+    (submitted.parent / "elsewhere" / "inside").mkdir(parents=True)
+    (submitted.parent / "elsewhere" / "inside" / "dreamer.py").touch()
+    (submitted.parent / "elsewhere" / "file").touch()
+    assert grade.main(flags) == 2 and not os.path.exists("results.json")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("utils.grade: ") and said.err.count("\n") == 1
+    assert all(word in said.err for word in words), said.err
+
+
+def test_help_says_what_each_flag_does():
+    for tool in ("utils.handout", "utils.grade"):
+        done = subprocess.run([sys.executable, "-m", tool, "--help"], cwd=ROOT, text=True,
+                              capture_output=True)
+        assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m {tool}")
+        assert "--week N" in done.stdout and "--only NAME,NAME" in done.stdout

@@ -1,0 +1,244 @@
+"""Which function is which equation, what it builds on, and which tests hold it to its docstring.
+
+    python -m utils.equations
+
+prints the table of the README. All is read from the source: number and words of an equation from
+the first line of its docstring (`Eq. 5 | ...`), week and extent of a task from the braces of two
+comments ({3 and 3}, or {3} for one line), and what a test holds from its markers, which are names
+of functions (`@pytest.mark.lambda_returns`).
+"""
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("dreamer.py", "jaxmodels_nnx.py", "utils/optim.py")
+TASKS = SOURCES[0]  # the file that students write in
+EQUATION = re.compile(r"Eq\. (\d[\d, -]*) \| (.*)")
+BRACE = re.compile(r"(?:^|\s)(\{?)(\d)(\}?)$")  # at the end of a comment
+
+
+class Function(NamedTuple):
+    """A function or class that a test can name."""
+
+    name: str
+    number: str  # "5", "5-7", or "" where no equation stands in front
+    what: str  # the rest of the docstring's first line
+    path: str
+    line: int
+    week: int  # in which students write it, 0 where it is given
+    body: tuple  # first and last line of the solution, (0, 0) where it is given
+    calls: frozenset  # names of all that it builds on, directly or not
+
+    @property
+    def title(self):
+        """`Eq. 5`, or the name where there is no number."""
+        return f"Eq. {self.number}" if self.number else self.name
+
+    @property
+    def points(self):
+        """Of a task: one for each line of the solution."""
+        return self.body[1] - self.body[0] + 1
+
+    @property
+    def marker(self):
+        """Of a task: what `pytest -m` needs to choose its tests, and none of a later week."""
+        return f"{self.name} and week{self.week}"
+
+
+class Test(NamedTuple):
+    """A test that names at least one function."""
+
+    __test__ = False  # pytest, which imports this, is not to collect it
+
+    path: str
+    name: str
+    names: tuple  # the functions that it names
+    week: int  # the latest of theirs: what it rests on is then there
+    recorded: tuple  # golden files, by their stems
+
+    @property
+    def sentence(self):
+        """The property that the test holds, as its name says it."""
+        return self.name.removeprefix("test_").replace("_", " ")
+
+
+def functions(root=None):
+    """{name: Function} of all that a test can name, in the order of the source.
+
+    That is what has a docstring and no underscore in front; of methods, the equations alone.
+
+    Raises: ValueError, one line, where braces do not enclose the body of such a function."""
+    found, calls = {}, {}
+    for path in SOURCES:
+        text = ((root or ROOT) / path).read_text(encoding="utf-8")
+        bodies = _bodies(text, path)
+        for node, key in _definitions(ast.parse(text)):
+            calls.setdefault(key, set()).update(_mentioned(node))
+            said = (ast.get_docstring(node) or "").partition("\n")[0]
+            number, what = (EQUATION.fullmatch(said) or re.match("()(.*)", said)).groups()
+            if said and not node.name.startswith("_") and (number or key == node.name):
+                lines, week = _inside(bodies, node)
+                found[key] = Function(node.name, number, what, path, node.lineno, week, lines, key)
+        if bodies:
+            raise ValueError(f"{path}:{min(bodies)[0]}: {{{bodies[min(bodies)]} encloses no part "
+                             "of a function with a docstring")
+    return {one.name: one._replace(calls=_names(_reached(key, calls) & found.keys() - {key}))
+            for key, one in found.items()}
+
+
+def _definitions(tree):
+    """(node, `f` or `.method`) of functions, classes and their methods."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node, node.name
+        if isinstance(node, ast.ClassDef):
+            yield from ((part, f".{part.name}") for part in node.body
+                        if isinstance(part, ast.FunctionDef))
+
+
+def _mentioned(node):
+    """`f` for each name and `.f` for each attribute in a piece of code."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Attribute):
+            yield f".{part.attr}"
+
+
+def _names(keys):
+    return frozenset(key.removeprefix(".") for key in keys)
+
+
+def _reached(start, calls):
+    """Everything that can be reached from this key or name, itself included."""
+    seen, ahead = set(), [start]
+    while ahead:
+        here = ahead.pop()
+        if here not in seen:
+            seen.add(here)
+            ahead += calls.get(here, ())
+    return seen
+
+
+def _bodies(text, path):
+    """{(first, last line): week} of what braces enclose."""
+    found, opened = {}, None
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        brace = BRACE.search(token.string) if token.type == tokenize.COMMENT else None
+        if not brace or not (brace[1] or brace[3]):
+            continue
+        line, week = token.start[0], int(brace[2])
+        wrong = opened if brace[1] else not opened or opened[1] != week
+        if wrong:
+            raise ValueError(f"{path}:{line}: expected {_expected(opened)}, "
+                             f"found {brace[0].strip()}")
+        opened = opened or (line, week)
+        if brace[3]:
+            found[opened[0], line], opened = week, None
+    if opened:
+        raise ValueError(f"{path}:{opened[0]}: {{{opened[1]} is not closed")
+    return found
+
+
+def _expected(opened):
+    if opened:
+        return f"{opened[1]}}} for the {{{opened[1]} of line {opened[0]}"
+    return "an opening brace in front of a closing one"
+
+
+def _inside(bodies, node):
+    """Lines and week of the body that stands in a function, taken out of `bodies`."""
+    for lines in bodies if isinstance(node, ast.FunctionDef) else ():
+        if node.lineno < lines[0] <= node.end_lineno:
+            return lines, bodies.pop(lines)
+    return (0, 0), 0
+
+
+def blanked(text, tasks):
+    """The text of a file with the solutions of these tasks taken out."""
+    lines = text.splitlines(keepends=True)
+    for task in sorted(tasks, key=lambda task: task.body, reverse=True):
+        first, last = task.body
+        indent = re.match(" *", lines[first - 1])[0]
+        said = f'raise NotImplementedError("{task.title}: see the docstring")'
+        lines[first - 1 : last] = [f"{indent}{said}\n"]
+    return "".join(lines)
+
+
+def tests(known):
+    """[Test] of all tests that name one of the `known` functions by a marker."""
+    folder = ROOT / "tests"
+    recorded = {path.stem for path in (folder / "golden").glob("*.npz")}
+    return [test for path in sorted(folder.glob("test_*.py"))
+            for test in _tests_in(path, known, recorded)]
+
+
+def of(task, held):
+    """Those of the tests `held` by which a task is checked: they rest on no later week."""
+    return [test for test in held if task.name in test.names and test.week == task.week]
+
+
+def _tests_in(path, known, recorded):
+    """The tests of one file; `recorded` are the golden files that there are."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    parts = {name: part for part in tree.body for name in _bound(part)}
+    links = {name: {node.arg if isinstance(node, ast.arg) else node.id for node in ast.walk(part)
+                    if isinstance(node, (ast.arg, ast.Name))} for name, part in parts.items()}
+    for name, part in parts.items():
+        names = tuple(known.keys() & _markers(part)) if name.startswith("test_") else ()
+        if names:
+            texts = {node.value for one in _reached(name, links) & parts.keys()
+                     for node in ast.walk(parts[one]) if isinstance(node, ast.Constant)}
+            week = max(known[one].week for one in names)
+            yield Test(f"tests/{path.name}", name, names, week, tuple(sorted(recorded & texts)))
+
+
+def _bound(part):
+    """The names that a statement of a module binds."""
+    if isinstance(part, (ast.FunctionDef, ast.ClassDef)):
+        return [part.name]
+    return [node.id for node in ast.walk(part)
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+def _markers(test):
+    """X of each pytest.mark.X in front of a test, and of each of its cases."""
+    return {node.attr for mark in test.decorator_list for node in ast.walk(mark)
+            if isinstance(node, ast.Attribute) and getattr(node.value, "attr", None) == "mark"}
+
+
+def table():
+    """The equations as markdown, in the paper's order, behind them the tasks without a number."""
+    known = functions()
+    held = tests(known)
+    rows = [["Eq.", "what", "function", "test", "golden file"], ["---"] * 5]
+    for function in sorted(known.values(), key=_place):
+        if function.number or function.week:
+            named = [test for test in held if function.name in test.names]
+            files = sorted({test.recorded for test in named})
+            rows.append([function.number or "-", function.what.replace("|", "\\|"),
+                         f"`{function.name}`", _counted(named),
+                         ", ".join(f"`{name}`" for name in sorted(set().union(*files))) or "-"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _place(function):
+    """Numbered ones in front, by their first number; the sort keeps the order of the source."""
+    return int(re.split("[-, ]", function.number)[0]) if function.number else 100
+
+
+def _counted(named):
+    """`equations 3, golden 1`: how many tests are in which file, as links."""
+    count = Counter(test.path for test in named)
+    return ", ".join(f"[{Path(path).stem.removeprefix('test_')}]({path}) {times}"
+                     for path, times in count.items()) or "none"
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,237 @@
+"""Grades a submission: runs the tests of an assignment against its dreamer.py, task by task.
+
+    python -m utils.grade DIR --week 3
+
+Tests and all other files are those of this project. Each task has a process and a copy of its own.
+This protects the grades from mistakes, and not the machine from malice: what students wrote runs
+with the rights of whoever grades.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from utils import cli, equations, handout, weights
+from utils.config import ConfigError, nearest
+
+RESULTS = "results.json"
+LONGEST = 200  # characters of what a test says
+
+
+class Case(NamedTuple):
+    """One run of a test."""
+
+    test: str
+    case: str  # what stands in brackets behind its name, or ""
+    said: str  # why it failed, "" where it passed
+
+
+class Ran(NamedTuple):
+    """What one call of pytest left."""
+
+    cases: list
+    lost: str  # why there is no report, "" where there is one
+
+    def fault(self):
+        """The first thing that went wrong, "" where nothing did."""
+        return self.lost or next((case.said for case in self.cases if case.said), "")
+
+
+class Grade(NamedTuple):
+    """A task, the points that it earned, and what failed, a line each."""
+
+    task: equations.Function
+    points: float
+    failed: list
+
+
+def main(argv=None):
+    """The command -> exit status: 0 for whatever was graded, 2 for a wrong flag, 130 if stopped"""
+    try:
+        flags = _flags(argv)
+        tasks = handout.chosen(flags, equations.functions())
+        if not tasks:
+            raise ConfigError(f"--week {flags.week}: has no task to be run, it is marked by hand")
+        _check(flags.submission)
+        flags.results.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.grade")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    began, grades = time.monotonic(), []
+    print(f"{'task':24}{'points':>14}  what failed")
+    try:
+        for one in grade(flags.submission, tasks, flags.limit):
+            grades.append(one)
+            print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    most = sum(task.points for task in tasks)
+    print(_row("total", sum(one.points for one in grades), most, []))
+    text = json.dumps(gradescope(grades, time.monotonic() - began), indent=1, ensure_ascii=False)
+    weights.replace(flags.results / RESULTS, (text + "\n").encode())
+    print(f"written      {flags.results / RESULTS}")
+    return 0
+
+
+def _check(folder):
+    """Whether a folder may be a submission: it holds something of the project.
+
+    Raises: ConfigError."""
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+        raise ConfigError(f"{folder}: no such folder{nearest(folder.name, beside)}")
+    if not any((folder / name).exists() for name in handout.FILES):
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{equations.TASKS}"))
+        found = f"; did you mean {inside[0]!r}?" if inside else ""
+        raise ConfigError(f"{folder}: holds no submission (no {equations.TASKS}){found}")
+
+
+def grade(submission, tasks, limit):
+    """Yields the Grade of each task, whose tests may take `limit` seconds."""
+    held, wrong = equations.tests(equations.functions()), []
+    with tempfile.TemporaryDirectory() as folder:
+        whole, source = Path(folder) / "whole", submission / equations.TASKS
+        handout.copy_project(whole)
+        (whole / equations.TASKS).unlink()  # the solution
+        if source.is_file() and not source.is_symlink():
+            shutil.copyfile(source, whole / equations.TASKS)
+            everything = {test.path for test in held}
+            fault = run(whole, ["--collect-only", *sorted(everything)], limit).fault()
+        else:
+            fault = f"{equations.TASKS} is missing"
+        for task in tasks:
+            tests = equations.of(task, held)
+            files = sorted({test.path for test in tests})
+            ran = Ran([], fault) if fault else run(whole, ["-m", task.marker, *files], limit)
+            found = judged(task, tests, ran, wrong)
+            if found.failed:
+                wrong.append(task.name)
+            yield found
+
+
+def run(whole, arguments, limit):
+    """Run pytest in a copy of a folder, in a process group that is ended after `limit` seconds."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        room, report = Path(folder) / "room", Path(folder) / "report.xml"
+        shutil.copytree(whole, room)
+        command = [sys.executable, "-m", "pytest", "--capture=no", "-p", "no:cacheprovider",
+                   f"--junitxml={report}", *arguments]
+        own = {name: value for name, value in os.environ.items()
+               if name not in ("PYTEST_ADDOPTS", "PYTHONPATH")}
+        process = subprocess.Popen(
+            command, cwd=room, start_new_session=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                       "JAX_TRACEBACK_FILTERING": "off"})  # or it adds a note on itself
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return Ran([], f"no result within {limit:g} s")
+        finally:
+            _end(process)
+        cases = _cases(report)
+        lost = f"ended with status {status} before all tests were over" if cases is None else ""
+        return Ran(cases or [], lost)
+
+
+def _end(process):
+    """A process and, where the system knows process groups, all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    process.wait()
+
+
+def _cases(report):
+    """[Case] of a report in JUnit's format, None where there is none that can be read."""
+    try:
+        found = ElementTree.parse(report).getroot()
+    except (OSError, ElementTree.ParseError):
+        return None
+    cases = []
+    for one in found.iter("testcase"):
+        problem = next((part for part in one if part.tag in ("failure", "error", "skipped")), None)
+        name, _, case = one.get("name", "").partition("[")
+        cases.append(Case(name, case.removesuffix("]"), "" if problem is None else _said(problem)))
+    return cases
+
+
+def _said(problem):
+    """What went wrong, in one line: the message, or what stopped an import, and where."""
+    text = problem.get("message") or ""
+    if text in ("collection failure", "internal error"):
+        lines = (problem.text or text).splitlines()
+        text = lines[-1].removeprefix("E ")  # how pytest marks it
+        if places := re.findall(rf'{re.escape(equations.TASKS)}(?:", line |:)(\d+)', problem.text):
+            text += f" ({equations.TASKS}, line {places[-1]})"
+    line = " ".join(text.split()) or "failed"
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
+
+
+def judged(task, tests, ran, wrong):
+    """The Grade of a task whose tests `ran`; `wrong` are the tasks that have failed before."""
+    if ran.lost:
+        return Grade(task, 0.0, [ran.lost])
+    failed = []
+    for test in tests:
+        cases = [case for case in ran.cases if case.test == test.name]
+        bad = [case for case in cases if case.said]
+        if bad:
+            which = f" ({bad[0].case})" if bad[0].case else ""
+            failed.append(f"{test.sentence}{which}: {bad[0].said}")
+        elif not cases:
+            failed.append(f"{test.sentence}: did not run")
+    points = round(task.points * (1 - len(failed) / len(tests)), 2)
+    needs = [name for name in wrong if name in task.calls]
+    if failed and needs:
+        failed.append(f"builds on what has failed above: {', '.join(needs)}")
+    return Grade(task, points, failed)
+
+
+def gradescope(grades, seconds):
+    """The grades in the format of Gradescope's autograder."""
+    return {
+        "score": round(sum(one.points for one in grades), 2),
+        "execution_time": round(seconds),
+        "tests": [{
+            "name": f"{one.task.name} ({one.task.title})" if one.task.number else one.task.name,
+            "score": one.points, "max_score": one.task.points,
+            "status": "failed" if one.failed else "passed",
+            "output": "\n".join(one.failed), "visibility": "visible",
+        } for one in grades]}
+
+
+def _row(name, points, most, failed):
+    """A line of the table, and below it one for each further thing that failed."""
+    first, *others = failed or [""]
+    lines = [f"{name:24}{points:>6g} of {most:>4}  {first}".rstrip()]
+    return "\n".join(lines + [" " * 40 + line for line in others])
+
+
+def _flags(argv):
+    parser = cli.Parser("python -m utils.grade", description=__doc__.splitlines()[0],
+                        allow_abbrev=False)
+    parser.add_argument("submission", metavar="DIR", type=Path,
+                        help=f"folder of a submission; all that counts in it is {equations.TASKS}")
+    handout.add_flags(parser)
+    parser.add_argument("--limit", metavar="SECONDS", type=float, default=120.0,
+                        help="for the tests of one task (default: 120)")
+    parser.add_argument("--results", metavar="DIR", type=Path, default=Path(),
+                        help=f"folder of {RESULTS}, for Gradescope (default: the current one)")
+    flags = parser.parse_args(argv)
+    if not flags.limit > 0:
+        parser.error(f"--limit: expected seconds, more than 0, found {flags.limit:g}")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())

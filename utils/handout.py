@@ -1,0 +1,224 @@
+"""Writes a student's copy of the project: the solutions of some tasks taken out, and what to do.
+
+    python -m utils.handout --week 3 --out DIR
+
+A task is a function of dreamer.py whose body stands between two braces (see utils/equations.py).
+The copy holds the tests that name functions, and neither this tool nor the one that grades.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import cli, equations
+from utils.config import ConfigError, nearest
+
+FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
+         "requirements.txt", "pytest.ini", "README.md", "LICENSE", ".gitignore", "docs", "utils")
+TEACHERS = ("equations.py", "handout.py", "grade.py")  # of utils/
+ASSIGNMENT = "ASSIGNMENT.md"
+
+
+class Week(NamedTuple):
+    """What a week is called, what is to be read for it, and by hand what else is to be done."""
+
+    title: str
+    read: str
+    more: str = ""
+
+
+WEEKS = {
+    1: Week("robust predictions",
+            'the section "Robust predictions" (Eq. 8-11), and in "World model learning" what it '
+            "says of unimix and of straight-through gradients"),
+    2: Week("world model",
+            'the section "World model learning" (Eq. 1-3); the time line in the docstring of '
+            "dreamer.py"),
+    3: Week("dreaming and returns",
+            'the first half of the section "Critic learning": imagined trajectories (Eq. 4) and '
+            "λ-returns (Eq. 5)"),
+    4: Week("actor and critic",
+            'the rest of "Critic learning" (Eq. 5: two-hot critic, slow critic, replayed rows) and '
+            'the section "Actor learning" (Eq. 6-7)'),
+    5: Week("the training loop",
+            "Eq. 2; the time line in the docstring of dreamer.py; utils/replay.py; the section "
+            '"Train ratio" of README.md',
+            "At the end the agent learns: `python dreamer.py` should solve CartPole-v1 within a "
+            "minute, as README.md says."),
+    6: Week("the whole agent, and an ablation of your own",
+            'the sections "Results" and "Discussion", the ablations above all, and the sections '
+            '"Metrics" and "Differences" of README.md', """\
+No function is missing: this week is about what the agent does, and is marked by hand.
+
+1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`. Hand in
+   `learning_curve.png`, and `metrics.jsonl` of each seed. After how many steps is each solved
+   (475)? How far are the seeds apart?
+2. **Understand** (20 points). Choose three curves of `metrics.jsonl` (README.md, "Metrics", has a
+   line on each) and say of each why it moves as it does.
+3. **Ablate** (40 points). Choose a number of `dreamer.yaml` that stands for an idea of the paper,
+   say first what you expect and why, and then train three seeds without it, everything else
+   equal: `python dreamer.py --env CartPole-v1 --seeds 3 --set learning.lambda_=0`. Others:
+   `model.unimix=0`, `learning.free_bits=0`, `learning.beta_rep=0`, `learning.imagination=1`,
+   `learning.slow_scale=0`, `learning.beta_replay=0`, `run.train_ratio=4`. Draw both in one figure:
+   mean over the seeds, and each seed.
+4. **Conclude** (20 points). Half a page: what happened, whether three seeds are enough to say so,
+   and what you would measure next."""),
+}
+
+
+def main(argv=None):
+    """The command: write the copy -> exit status, 2 where the flags or the folder will not do"""
+    try:
+        flags = _flags(argv)
+        known = equations.functions()
+        tasks = chosen(flags, known)
+        # of --week the later ones too: a solution told is no task any more
+        blank = tasks if flags.week is None else [
+            one for one in known.values() if one.week >= flags.week]
+        write(_empty(flags.out), tasks, blank, flags.week)
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.handout")
+    print(f"written      {flags.out}: {len(tasks)} tasks, {sum(task.points for task in tasks)} "
+          f"points; begin with {flags.out / ASSIGNMENT}")
+    return 0
+
+
+def add_flags(parser):
+    """--week and --only, which say what the assignment is; without them it is the whole course."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--week", metavar="N", type=int, choices=WEEKS,
+                       help="the tasks of a week, 1 to 6 (default: of all weeks)")
+    which.add_argument("--only", metavar="NAME,NAME", help="these tasks alone")
+
+
+def chosen(flags, known):
+    """The tasks of an assignment, in the order of the weeks and then of the source.
+
+    Raises: ConfigError for a name that is no task."""
+    tasks = sorted((one for one in known.values() if one.week), key=lambda task: task.week)
+    if flags.only is None:
+        return [task for task in tasks if flags.week in (None, task.week)]
+    names, only = [task.name for task in tasks], flags.only.replace(" ", "").split(",")
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"--only: {name!r} is no task{nearest(name, names)}")
+    return [task for task in tasks if task.name in only]
+
+
+def _empty(folder):
+    """The path of a folder, checked to be outside of the project and empty, or not there yet.
+
+    Raises: ConfigError."""
+    path = folder.resolve()
+    if path.is_relative_to(equations.ROOT):
+        raise ConfigError(f"--out: {folder}: expected a folder outside of the project")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out: {folder}: expected a folder, found a file")
+    if path.exists() and any(path.iterdir()):
+        raise ConfigError(f"--out: {folder}: is not empty, and nothing is overwritten")
+    return path
+
+
+def write(out, tasks, blank, week):
+    """The copy without the solutions of `blank`, and the assignment of `tasks`, all or nothing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as beside:
+        copy = Path(beside) / "copy"
+        copy_project(copy)
+        for path in {task.path for task in blank}:
+            text = (copy / path).read_text(encoding="utf-8")
+            text = equations.blanked(text, [task for task in blank if task.path == path])
+            (copy / path).write_text(text, encoding="utf-8")
+        text = assignment(tasks, equations.functions(copy), week)
+        (copy / ASSIGNMENT).write_text(text, encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        copy.rename(out)
+
+
+def copy_project(out):
+    """What students get, solutions included: of the tests, the files that name functions."""
+    root, known = equations.ROOT, equations.functions()
+    named = {Path(test.path).name for test in equations.tests(known)} | {"conftest.py"}
+    others = {path.name for path in (root / "tests").glob("*.py")} - named
+    out.mkdir()
+    for name in FILES:
+        source, ignored = root / name, shutil.ignore_patterns("__pycache__", *TEACHERS)
+        if source.is_dir():
+            shutil.copytree(source, out / name, ignore=ignored)
+        else:
+            shutil.copy(source, out / name)
+    shutil.copytree(root / "tests", out / "tests",
+                    ignore=shutil.ignore_patterns("__pycache__", *others))
+    weeks = {name: one.week for name, one in known.items()}
+    (out / "tests" / "weeks.json").write_text(json.dumps(weeks, indent=1), encoding="utf-8")
+
+
+def assignment(tasks, copied, week):
+    """The text of ASSIGNMENT.md; `copied` are the functions as they stand in the copy."""
+    weeks = [week] if week else sorted({task.week for task in tasks})
+    held = equations.tests(equations.functions())
+    parts = ["# Assignment", _how_to(tasks, week)] if tasks else ["# Assignment"]
+    for week in weeks:
+        about = WEEKS[week]
+        parts.append(f"## Week {week}: {about.title}\n\nRead {about.read}.")
+        for task in tasks:
+            if task.week == week:
+                parts.append(_task(task, copied[task.name].line, tasks, held))
+        parts += [about.more] if about.more else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _how_to(tasks, week):
+    """What is to be done with any task, and how to check it."""
+    marks = " or ".join(f"week{one}" for one in sorted({task.week for task in tasks}))
+    points = sum(task.points for task in tasks)
+    rest = (f"What belongs to the weeks before {week} is written, what belongs to later ones is "
+            "not." if week else "All others are written.")
+    return f"""\
+These functions of `dreamer.py` have no body, only a line `raise NotImplementedError(...)`: put
+their bodies in its place. A task is worth a point for each line of our solution, yours may be
+longer or shorter: {points} points in all. The docstring says what a function gives, in which
+shapes, and where the paper (arXiv 2301.04104v2) has it; the docstring at the top of the file has
+notation, shapes and the time line. {rest}
+
+Install as README.md says. Then
+
+    python -m pytest -m "{marks}"
+
+runs the tests of this assignment, and each task below has a command of its own. The name of a test
+is the property that it holds. Hand in `dreamer.py`: it is graded by these tests."""
+
+
+def _task(task, line, tasks, held):
+    """One function: what it is, where it stands, what it builds on, how it is checked."""
+    number = f"Eq. {task.number}, " if task.number else ""
+    needs = [f"`{one.name}`" for one in tasks if one.name in task.calls]
+    first = f" Builds on {', '.join(needs)}." if needs else ""
+    sentences = "\n".join(f"* {test.sentence}" for test in equations.of(task, held))
+    return f"""\
+### `{task.name}`: {number}{task.points} {"point" if task.points == 1 else "points"}
+
+{task.what}
+
+`{task.path}`, line {line}.{first}
+
+    python -m pytest -m "{task.marker}"
+
+{sentences}"""
+
+
+def _flags(argv):
+    parser = cli.Parser("python -m utils.handout", description=__doc__.splitlines()[0],
+                        allow_abbrev=False)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True,
+                        help="folder of the copy: an empty one, or one that is not there yet")
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
