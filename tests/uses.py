@@ -1,9 +1,9 @@
 """A plugin of pytest that records which tasks each test uses, for tests/test_course.py.
 
 It runs on a copy of the project in which every task begins with a line that adds its name to SEEN.
-What a fixture uses counts for every test that asks for it. What jax has compiled is forgotten
-before each test: a function traced once would hide that it is used again. Of the cases of a test
-that name the same functions, the first alone is run.
+What a fixture uses counts for every test that asks for it. A function that is traced once would
+hide that it is used again: before a test that shares compiled functions with others, what jax has
+compiled is forgotten. Of the cases of a test that name the same functions, the first alone is run.
 """
 
 import json
@@ -17,6 +17,13 @@ import pytest
 SEEN = set()
 OF_FIXTURE = {}  # name -> the tasks that it used when it was last set up
 OF_TEST = defaultdict(set)  # (test, markers) -> the tasks that it used
+
+
+def _shares(item):
+    """Whether compiled functions outlive a test: in its module, or in fixtures of several tests."""
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    return any(found[-1].scope == "module" for found in fixtures) or any(
+        hasattr(value, "clear_cache") for value in vars(item.module).values())
 
 
 def _key(item):
@@ -46,8 +53,9 @@ def pytest_fixture_setup(fixturedef):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """Notes what a test uses."""
-    jax.clear_caches()
     SEEN.clear()
+    if _shares(item):
+        jax.clear_caches()
     result = yield
     OF_TEST[_key(item)] = SEEN.union(*(OF_FIXTURE.get(name, ()) for name in item.fixturenames))
     return result

@@ -53,15 +53,15 @@ WEEKS = {
             '"Metrics" and "Differences" of README.md', """\
 No function is missing: this week is about what the agent does, and is marked by hand.
 
-1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`. Hand in
-   `learning_curve.png`, and `metrics.jsonl` of each seed. After how many steps is each solved
+1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`, some five minutes. Hand
+   in `learning_curve.png`, and `metrics.jsonl` of each seed. After how many steps is each solved
    (475)? How far are the seeds apart?
 2. **Understand** (20 points). Choose three curves of `metrics.jsonl` (README.md, "Metrics", has a
    line on each) and say of each why it moves as it does.
 3. **Ablate** (40 points). Choose a number of `dreamer.yaml` that stands for an idea of the paper,
    say first what you expect and why, and then train three seeds without it, everything else
    equal: `python dreamer.py --env CartPole-v1 --seeds 3 --set learning.lambda_=0`. Others:
-   `model.unimix=0`, `learning.free_bits=0`, `learning.beta_rep=0`, `learning.imagination=1`,
+   `learning.slow_rate=1`, `learning.free_bits=0`, `learning.beta_rep=0`, `learning.imagination=1`,
    `learning.slow_scale=0`, `learning.beta_replay=0`, `run.train_ratio=4`. Draw both in one figure:
    mean over the seeds, and each seed.
 4. **Conclude** (20 points). Half a page: what happened, whether three seeds are enough to say so,
