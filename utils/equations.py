@@ -184,6 +184,12 @@ def of(task, held):
     return [test for test in held if task.name in test.names and test.week == task.week]
 
 
+def below(task, others):
+    """Names of those of `others` that a task builds on, without what these build on themselves."""
+    needs = [one for one in others if one.name in task.calls]
+    return [one.name for one in needs if not any(one.name in other.calls for other in needs)]
+
+
 def _tests_in(path, known, recorded):
     """The tests of one file; `recorded` are the golden files that there are."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -115,7 +115,7 @@ def grade(submission, tasks, limit):
             ran = Ran([], fault) if fault else run(whole, ["-m", task.marker, *files], limit)
             found = judged(task, tests, ran, wrong)
             if found.failed:
-                wrong.append(task.name)
+                wrong.append(task)
             yield found
 
 
@@ -191,7 +191,7 @@ def judged(task, tests, ran, wrong):
         elif not cases:
             failed.append(f"{test.sentence}: did not run")
     points = round(task.points * (1 - len(failed) / len(tests)), 2)
-    needs = [name for name in wrong if name in task.calls]
+    needs = equations.below(task, wrong)
     if failed and needs:
         failed.append(f"builds on what has failed above: {', '.join(needs)}")
     return Grade(task, points, failed)

@@ -196,7 +196,7 @@ is the property that it holds. Hand in `dreamer.py`: it is graded by these tests
 def _task(task, line, tasks, held):
     """One function: what it is, where it stands, what it builds on, how it is checked."""
     number = f"Eq. {task.number}, " if task.number else ""
-    needs = [f"`{one.name}`" for one in tasks if one.name in task.calls]
+    needs = [f"`{name}`" for name in equations.below(task, tasks)]
     first = f" Builds on {', '.join(needs)}." if needs else ""
     sentences = "\n".join(f"* {test.sentence}" for test in equations.of(task, held))
     return f"""\
