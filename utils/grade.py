@@ -73,12 +73,14 @@ def main(argv=None):
         for one in grade(flags.submission, tasks, flags.limit):
             grades.append(one)
             print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
+        most, seconds = sum(task.points for task in tasks), time.monotonic() - began
+        print(_row("total", sum(one.points for one in grades), most, []))
+        text = json.dumps(gradescope(grades, seconds), indent=1, ensure_ascii=False)
+        weights.replace(flags.results / RESULTS, (text + "\n").encode())
+    except OSError as error:
+        return cli.complain(error, "utils.grade")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    most = sum(task.points for task in tasks)
-    print(_row("total", sum(one.points for one in grades), most, []))
-    text = json.dumps(gradescope(grades, time.monotonic() - began), indent=1, ensure_ascii=False)
-    weights.replace(flags.results / RESULTS, (text + "\n").encode())
     print(f"written      {flags.results / RESULTS}")
     return 0
 

@@ -176,14 +176,15 @@ def _how_to(tasks, week):
     """What is to be done with any task, and how to check it."""
     marks = " or ".join(f"week{one}" for one in sorted({task.week for task in tasks}))
     points = sum(task.points for task in tasks)
-    rest = (f"What belongs to the weeks before {week} is written, what belongs to later ones is "
-            "not." if week else "All others are written.")
+    rest = ("Those of the weeks before are written, those of later weeks are not." if week
+            else "All others are written.")
     return f"""\
 These functions of `dreamer.py` have no body, only a line `raise NotImplementedError(...)`: put
 their bodies in its place. A task is worth a point for each line of our solution, yours may be
 longer or shorter: {points} points in all. The docstring says what a function gives, in which
 shapes, and where the paper (arXiv 2301.04104v2) has it; the docstring at the top of the file has
-notation, shapes and the time line. {rest}
+notation, shapes and the time line.
+{rest}
 
 Install as README.md says. Then
 
