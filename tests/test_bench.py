@@ -2,15 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import dreamer
-import gymnax_wrappers
-from utils import bench
-from utils import xla
+from utils import bench, xla
 from utils.settings import MAY_CHANGE
 
 
@@ -42,18 +41,24 @@ def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path, c
     assert bench._line(found).startswith("debug envs 4") and "-" not in bench._line(found)
 
 
-def test_operations_are_counted_as_often_as_a_loop_runs(monkeypatch):
-    def seven_products(program, x):
-        return jax.lax.scan(lambda y, _: (y @ x, None), x, length=7)[0]
+def _seven_products(program, x):
+    """Stands in for an update."""
+    return jax.lax.scan(lambda y, _: (y @ x, None), x, length=7)[0]
 
-    monkeypatch.setattr(dreamer, "learn", seven_products)
+
+def test_operations_are_counted_as_often_as_a_loop_runs(monkeypatch):
+    monkeypatch.setattr(dreamer, "learn", _seven_products)
     shapes = jax.ShapeDtypeStruct((32, 32), jnp.float32)
     assert bench._operations(None, shapes) == 7 * 2 * 32**3
 
 
-def test_the_camera_of_the_bench_is_an_environment_of_six_actions_and_colour_pictures():
-    env = gymnax_wrappers.make("utils.bench:Camera")
-    assert env.x_shape == (64, 64, 3) and env.is_image and env.action_size == 6
+def test_the_camera_is_an_environment_that_an_agent_with_pictures_can_play():
+    config = bench._config(bench.Point("pictures", "debug", ("run.envs=2",), pictures=True))
+    program, _ = dreamer.build(config, bench.Camera())
+    loop = dreamer.init.eval_shape(program, jax.random.key(0))
+    loop, finished = dreamer.fill.eval_shape(program, loop, 3)
+    assert loop.replay.rows.x.shape[2:] == (64, 64, 3) and loop.replay.rows.a.shape[2:] == (6,)
+    assert loop.replay.rows.x.dtype == jnp.uint8 and finished.total.shape == (3, 2)
 
 
 def test_scaling_puts_what_was_measured_beside_what_was_varied():
@@ -65,22 +70,23 @@ def test_scaling_puts_what_was_measured_beside_what_was_varied():
     assert panels["run.envs"][1] == [4.0, 16.0, 64.0, 256.0]  # 1 ms for each environment's step
 
 
-def test_only_large_programs_are_compiled_thoroughly():
-    class Shown:
-        """Keeps the options that it is compiled with."""
+class Lowered:
+    """Stands in for a jitted function, lowered or not; tells the compiler's options."""
 
-        def lower(self, program):
-            return self
+    def lower(self, program):
+        """Itself."""
+        return self
 
-        def compile(self, options):
-            return options
+    def compile(self, options):
+        """The options."""
+        return options
 
-    def options(point):
-        config = bench._config(point)
-        return xla.compile_in_full(Shown(), type("Program", (), {"config": config}))
 
-    default, large = (options(point) for point in bench.POINTS[:2])
-    assert default == {} and large == xla.THOROUGH
+@pytest.mark.parametrize("point, options", [(bench.POINTS[0], {}), (bench.POINTS[1], xla.THOROUGH)],
+                         ids=["default", "size1m"])
+def test_only_large_programs_are_compiled_thoroughly(point, options):
+    program = SimpleNamespace(config=bench._config(point))
+    assert xla.compile_in_full(Lowered(), program) == options
 
 
 def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
 from jax.experimental.compilation_cache import compilation_cache
 
 import dreamer
@@ -39,22 +38,22 @@ ACTED = 64  # steps of acting in one call
 
 
 class Point(NamedTuple):
-    """What is measured: a preset (None for the defaults), an environment, other numbers."""
+    """What is measured: a preset (None for the defaults), other numbers, CartPole or pictures."""
 
     name: str
     preset: str | None
-    env: str = "CartPole-v1"
     sets: tuple = ()
+    pictures: bool = False
 
 
 PAPER = ("replay.batch=16", "replay.length=64", "run.envs=16", "run.prefill=2080", "run.chunk=64")
 POINTS = (
     Point("default", None),
-    Point("size1m", "size1m", sets=PAPER),
-    Point("size12m", "size12m", sets=PAPER),
-    Point("size12m, images", "size12m", "utils.bench:Camera", PAPER),
+    Point("size1m", "size1m", PAPER),
+    Point("size12m", "size12m", PAPER),
+    Point("size12m, images", "size12m", PAPER, pictures=True),
 )
-ON_A_GPU = (Point("size50m", "size50m", sets=PAPER), Point("size200m", "size200m", sets=PAPER))
+ON_A_GPU = (Point("size50m", "size50m", PAPER), Point("size200m", "size200m", PAPER))
 # What --scaling varies, one at a time, by flag; and what a flag sets.
 VARIED = {"batch": (2, 4, 8, 16), "length": (8, 16, 32, 64), "horizon": (4, 8, 16, 32),
           "envs": (4, 16, 64, 256)}
@@ -63,28 +62,22 @@ KEYS = {"batch": "replay.batch", "length": "replay.length", "horizon": "learning
 
 
 class Camera:
-    """An environment that costs nothing: pictures of noise, six actions, no reward, no end."""
+    """Stands in for an Environment that costs nothing: pictures of noise, no reward, no end."""
 
-    default_params = None
+    name, discrete, action_size = "Camera", True, 6
+    is_image, x_shape = True, (64, 64, 3)
 
-    def reset(self, key, params):
-        """A picture, and the number of steps so far."""
-        return self._picture(key), jnp.zeros((), jnp.int32)
+    def reset(self, key):
+        """The first picture: -> nothing to remember, Step"""
+        return (), self._picture(key)._replace(is_first=jnp.ones((), bool))
 
-    def step(self, key, state, action, params):
-        """Another picture, whatever is done."""
-        return self._picture(key), state + 1, jnp.float32(0.0), jnp.array(False), {}
-
-    def action_space(self, params):
-        """Six discrete actions."""
-        return spaces.Discrete(6)
-
-    def observation_space(self, params):
-        """Pictures of 64 x 64 pixels in three colours."""
-        return spaces.Box(0, 255, (64, 64, 3), jnp.uint8)
+    def step(self, key, state, action):
+        """Another picture, whatever is done: -> nothing to remember, Step"""
+        return state, self._picture(key)
 
     def _picture(self, key):
-        return jax.random.randint(key, (64, 64, 3), 0, 256, jnp.uint8)
+        x, no = jax.random.randint(key, self.x_shape, 0, 256, jnp.uint8), jnp.zeros((), bool)
+        return gymnax_wrappers.Step(x, jnp.zeros(()), no, no, no)
 
 
 def main(argv=None):
@@ -135,8 +128,8 @@ def _sets(own):
 
 def _config(point):
     presets = [point.preset] if point.preset else []
-    sets = [f"run.env={point.env}", "run.steps=100000", *point.sets]
-    return configuration.load(cli.DEFAULT_CONFIG, Config, presets, sets)
+    return configuration.load(cli.DEFAULT_CONFIG, Config, presets,
+                              ["run.env=CartPole-v1", "run.steps=100000", *point.sets])
 
 
 def _panels(found):
@@ -164,7 +157,7 @@ def _alone(point, briefly):
 def measure(point, briefly):
     """The figures of one point, {name: figure}; `briefly` only what an update and acting cost."""
     config = _config(point)
-    env = gymnax_wrappers.make(point.env, config.run.observation)
+    env = Camera() if point.pictures else gymnax_wrappers.make(config.run.env)
     program, _ = dreamer.build(config, env)
     envs, (updates, k) = config.run.envs, updates_per_steps(config)
     rounds = rounds_per_chunk(config)
@@ -241,11 +234,12 @@ def _operations(program, shapes):
     """Floating-point operations of one update, by XLA's count of the program without loops
 
     (of a loop, XLA counts the body once)."""
-    def unrolled(loop):
-        with jax.disable_jit():
-            return dreamer.learn(program, loop)
+    return jax.jit(partial(_unrolled, program)).lower(shapes).cost_analysis()["flops"]
 
-    return jax.jit(unrolled).lower(shapes).cost_analysis()["flops"]
+
+def _unrolled(program, loop):
+    with jax.disable_jit():
+        return dreamer.learn(program, loop)
 
 
 def _spread(seconds):
@@ -267,9 +261,11 @@ def _peak():
     return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on a Mac, else kilobytes
 
 
-COLUMNS = (f"{'':18}{'update':>15}{'':>13}{'training':>12}{'acting':>12}{'compiling':>10}{'again':>7}"
-           f"{'work':>9}{'of the':>9}{'memory':>8}\n{'':18}{'ms':>15}{'units':>13}{'steps/s':>12}"
-           f"{'steps/s':>12}{'s':>10}{'s':>7}{'GFLOP':>9}{'product':>9}{'MB':>8}")
+COLUMNS = (
+    f"{'':18}{'update':>15}{'':>13}{'training':>12}{'acting':>12}{'compiling':>10}{'again':>7}"
+    f"{'work':>9}{'of the':>9}{'memory':>8}\n"
+    f"{'':18}{'ms':>15}{'units':>13}{'steps/s':>12}{'steps/s':>12}{'s':>10}{'s':>7}{'GFLOP':>9}"
+    f"{'product':>9}{'MB':>8}")
 
 
 def _line(found):

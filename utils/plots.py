@@ -154,7 +154,8 @@ def scaling(path, panels):
 
     with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
-        for ax, (name, (sizes, costs, what)) in zip(figure.subplots(1, len(panels)), panels.items()):
+        axes = figure.subplots(1, len(panels))
+        for ax, (name, (sizes, costs, what)) in zip(axes, panels.items()):
             ax.plot(sizes, costs, "o-", color=BLUE, label="measured")
             line = [costs[-1] * size / sizes[-1] for size in sizes]
             ax.plot(sizes, line, ":", color=GREY, label="in proportion")
