@@ -33,7 +33,7 @@ FOR_CALLERS = {
     "utils.display": {"on_broken_pipe"},  # by rich
 }
 # Tools that use a trained agent: they stand on top of dreamer.py, which imports them when asked.
-ON_TOP = {"utils.agent", "utils.bench", "utils.tools", "utils.rollouts"}
+ON_TOP = {"utils.agent", "utils.bench", "utils.explain", "utils.rollouts", "utils.tools"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITION = (*FUNCTION, ast.ClassDef)
 

@@ -13,14 +13,14 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "dreamer.yaml"
 
 WORLD_MODEL = "world_model"  # the preset of --world-model-only
 TOOLS = ("eval", "watch")  # flags that look at a run instead of training one
-LIST = "list_envs"  # the flag, and the tool, that needs no run
+LIST, EXPLAIN = "list_envs", "explain"  # flags, and tools, that need no run
 
 
 @dataclass(frozen=True)
 class Command:
     """What the user asked for: train (`tool` None), anew or from the folder `run`, or a tool.
 
-    `config` and `run` are None for the tool `LIST`."""
+    `config` and `run` are None for the tool `LIST`, `run` for the tool `EXPLAIN`."""
 
     config: Any
     seeds: int  # agents side by side
@@ -45,6 +45,8 @@ def parse(argv, schema, description):
     if flags.list_envs:
         return Command(None, 1, None, None, LIST, False)
     task, run = _existing_run(flags)
+    if flags.explain:
+        _check_explain(flags, task)
     if flags.world_model_only and (task or flags.seeds):
         raise configuration.ConfigError(
             f"--world-model-only: cannot be used with --{task or 'seeds'}")
@@ -60,8 +62,17 @@ def parse(argv, schema, description):
         print(configuration.dump(config), end="")
         sys.exit(0)
     seeds = _seeds(flags.seeds, config, task)
-    return Command(config, seeds, flags.logdir, run, task if task in TOOLS else None,
-                   flags.world_model_only)
+    tool = EXPLAIN if flags.explain else task if task in TOOLS else None
+    return Command(config, seeds, flags.logdir, run, tool, flags.world_model_only)
+
+
+def _check_explain(flags, task):
+    """Is --explain alone with what makes a configuration? ConfigError."""
+    others = {task: task, "logdir": flags.logdir, "seeds": flags.seeds,
+              "world-model-only": flags.world_model_only}
+    for flag, given in others.items():
+        if given:
+            raise configuration.ConfigError(f"--explain: cannot be used with --{flag}")
 
 
 def _config(path, schema, flags):
@@ -204,6 +215,8 @@ def _parser(description):
     parser.add_argument("--episodes", metavar="N",
                         help="episodes of an evaluation (run.eval_episodes)")
     parser.add_argument("--watch", metavar="RUN", help="film an episode of this run, and leave")
+    parser.add_argument("--explain", action="store_true",
+                        help="print one update, quantity by quantity, and leave")
     parser.add_argument("--world-model-only", action="store_true",
                         help="learn no behaviour, and draw what the world model dreams")
     parser.add_argument("--print-config", action="store_true",

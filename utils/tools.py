@@ -1,4 +1,4 @@
-"""What the command does with a run that is there: score its weights, or film an episode.
+"""What the command does instead of training: score the weights of a run, film it, explain.
 
 Stands on top of dreamer.py, which imports it only when asked for."""
 
@@ -14,9 +14,9 @@ from flax import nnx
 
 import dreamer
 import gymnax_wrappers
-from utils import film
+from utils import explain, film
 from utils.agent import Agent
-from utils.cli import LIST
+from utils.cli import EXPLAIN, LIST
 from utils.drawings import draw
 from utils.references import REFERENCES
 
@@ -32,6 +32,9 @@ def run(command):
         print(environments())
         return 0
     try:
+        if command.tool == EXPLAIN:
+            explain.show(command.config)
+            return 0
         agent, tools = Agent(command.run), {"eval": score, "watch": watch}
         tools[command.tool](agent, command.config, Path(command.run))
     except KeyboardInterrupt:

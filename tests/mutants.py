@@ -1,0 +1,831 @@
+"""Classic mistakes: dreamer.py with one plausible error each, and the test that finds it.
+
+    python -m tests.mutants                       the mistakes, by name
+    python -m tests.mutants NAME --steps 3000     train an agent with one, by dreamer.py's own flags
+    python -m tests.mutants --check [NAME ...]    see that the test of each one fails with it
+    python -m tests.mutants --page                docs/mistakes.md, the page for students
+
+A mistake is a change of the source: `old` has to stand exactly once in its function, so that one
+that the code has outgrown is found at once.
+"""
+
+import ast
+import contextlib
+import io
+import re
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from utils import cli
+from utils import config as configuration
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "dreamer.py"
+STEPS = 3000  # of the runs in which symptoms were seen
+BANNER = re.compile(r"# ---- (.*?) -+$", re.MULTILINE)  # of a section of dreamer.py
+
+
+class Mutant(NamedTuple):
+    """A mistake: what is changed and where, in words, what one sees of it, what finds it.
+
+    `seen` is whether that was seen in a run of CartPole-v1; else it is what to expect."""
+
+    function: str
+    old: str
+    new: str
+    mistake: str
+    symptom: str
+    killer: str  # a test, as file::name
+    seen: bool = False
+
+
+def mutated(mutant, text=None):
+    """The text of dreamer.py with the mistake in it.
+
+    Raises: ValueError where the function is not there, or `old` not exactly once in it."""
+    text = SOURCE.read_text(encoding="utf-8") if text is None else text
+    node, lines = _definition(mutant.function, text), text.splitlines(keepends=True)
+    before, after = lines[: node.lineno - 1], lines[node.end_lineno :]
+    body = "".join(lines[node.lineno - 1 : node.end_lineno])
+    if body.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.function}: {mutant.old!r} stands there {body.count(mutant.old)} "
+                         "times, expected once")
+    return "".join([*before, body.replace(mutant.old, mutant.new), *after])
+
+
+def _definition(function, text):
+    """The syntax tree of a function or of a method, "Class.method"."""
+    parts = ast.parse(text).body
+    for name in function.split("."):
+        found = [part for part in parts if getattr(part, "name", None) == name]
+        if not found:
+            raise ValueError(f"{function}: is not in dreamer.py")
+        parts = found[0].body
+    return found[0]
+
+
+def install(text):
+    """This text as the module `dreamer`, in place of the one that is there.
+
+    What has imported that one, tests included, will be imported anew."""
+    old = sys.modules.pop("dreamer", None)
+    for name, module in list(sys.modules.items()):
+        if old is not None and vars(module).get("dreamer") is old:
+            del sys.modules[name]
+    module = sys.modules["dreamer"] = types.ModuleType("dreamer")
+    module.__file__ = str(SOURCE)
+    exec(compile(text, SOURCE, "exec"), vars(module))
+
+
+# ---- Do the tests find them? ---------------------------------------------------------------------
+
+
+class Outcomes:
+    """A plugin of pytest: how each test that was called ended, by its name."""
+
+    def __init__(self):
+        self.passed, self.failed = [], {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        """Called by pytest after each part of a test."""
+        report = yield
+        if report.failed:
+            self.failed[item.nodeid] = f"{call.when}: {call.excinfo.type.__name__}"
+        elif call.when == "call" and report.passed:
+            self.passed.append(item.nodeid)
+        return report
+
+
+def tested(killers):
+    """Run tests on the module `dreamer` that is installed, in this process: -> Outcomes"""
+    outcomes, tests = Outcomes(), [f"{ROOT}/tests/{killer}" for killer in killers]
+    # the plugin left out collects all garbage after each run: half of the time of a quick test
+    flags = ["-q", "-x", "--tb=no", "-m", "", "-p", "no:cacheprovider", "-p",
+             "no:unraisableexception", f"--rootdir={ROOT}"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        pytest.main([*tests, *flags], plugins=[outcomes])
+    return outcomes
+
+
+def survives(mutant):
+    """Why a mistake does not count as found: its test did not fail by an assertion. "" if it did"""
+    install(mutated(mutant))
+    outcomes = tested([mutant.killer])
+    if not outcomes.failed:
+        return "it passes" if outcomes.passed else "there is no such test"
+    (how,) = outcomes.failed.values()
+    return "" if how == "call: AssertionError" else f"it ends otherwise ({how})"
+
+
+def check(names):
+    """Print for each mistake which test finds it, or why not: -> exit status"""
+    killers = sorted({MUTANTS[name].killer for name in names})
+    install(SOURCE.read_text(encoding="utf-8"))
+    correct = tested(killers)
+    wrong = [f"{test}: fails without a mistake ({how})" for test, how in correct.failed.items()]
+    for name in names:
+        mutant, why = MUTANTS[name], survives(MUTANTS[name])
+        print(f"{name:36} {'survives' if why else 'killed by'} {mutant.killer}", flush=True)
+        wrong += [f"{name}: survives {mutant.killer}: {why}"] * bool(why)
+    print("\n".join(wrong), file=sys.stderr, end="\n" * bool(wrong))
+    return 1 if wrong else 0
+
+
+# ---- The page ------------------------------------------------------------------------------------
+
+
+def page():
+    """docs/mistakes.md: every mistake in the order of dreamer.py."""
+    text = SOURCE.read_text(encoding="utf-8")
+    banners = [(match.start(), match[1]) for match in BANNER.finditer(text)]
+    starts = [text.index("\n", start) for start, _ in banners]
+    sections = {title: [] for _, title in banners}
+    offsets = [0]
+    for line in text.splitlines(keepends=True):
+        offsets.append(offsets[-1] + len(line))
+    for name, mutant in MUTANTS.items():
+        place = offsets[_definition(mutant.function, text).lineno - 1]
+        title = [title for start, (_, title) in zip(starts, banners) if start < place][-1]
+        sections[title].append(_entry(name, mutant, text))
+    parts = [f"## {title}\n\n" + "\n\n".join(entries)
+             for title, entries in sections.items() if entries]
+    return "\n\n".join([HEAD.strip(), *parts]) + "\n"
+
+
+def _entry(name, mutant, text):
+    """One mistake: its name, its words, its change, what one sees, the test that finds it."""
+    change = _difference(text, mutated(mutant, text))
+    sees = "Seen" if mutant.seen else "To expect"
+    test = mutant.killer.split("::")[1]
+    return (f"### {name}\n\n`{mutant.function}`: {mutant.mistake}\n\n```diff\n{change}\n```\n\n"
+            f"*{sees}:* {mutant.symptom}\n\n*Found by* `{test}`")
+
+
+def _difference(text, other):
+    """The lines that differ, without what is said behind them."""
+    old, new = ([re.sub(r"  #.*", "", line) for line in part.splitlines()]
+                for part in (text, other))
+    same = next(i for i, (one, two) in enumerate(zip(old, new)) if one != two)
+    end = next(i for i, (one, two) in enumerate(zip(old[::-1], new[::-1])) if one != two)
+    lines = ([f"-{line[4:]}" for line in old[same : len(old) - end]]
+             + [f"+{line[4:]}" for line in new[same : len(new) - end]])
+    return "\n".join(lines)
+
+
+HEAD = """
+# Classic mistakes
+"""
+
+
+MUTANTS = {
+    "symlog-without-sign": Mutant(
+        "symlog", "jnp.sign(x) * jnp.log1p", "jnp.log1p",
+        "the sign is forgotten.",
+        "A pole that leans to the left looks like one that leans to the right: the decoder loss "
+        "stays high for every entry that has two signs, and the return stays that of an agent "
+        "that sees half of its world.",
+        "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
+    "symlog-of-zero": Mutant(
+        "symlog", "jnp.log1p(", "jnp.log(",
+        "ln |x| without the + 1.",
+        "The first observation, reward or bin that is 0 gives nan: the run ends at its first "
+        "update.",
+        "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
+    "symexp-without-minus-one": Mutant(
+        "symexp", "jnp.expm1(", "jnp.exp(",
+        "exp |x| without the - 1: 0 has no neighbours, the smallest bins are -1 and 1.",
+        "Small rewards and values cannot be told from 0 but by a mixture of far bins: they are "
+        "learned slowly and jump; large ones hardly suffer.",
+        "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
+    "linear-bins": Mutant(
+        "value_bins",
+        "symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))",
+        "jnp.linspace(-20.0, 0.0, n // 2 + 1)",
+        "the bins are -20 ... 20 themselves.",
+        "No value beyond 20 can be said: `dream/value` rises to 20 and stays, every state that "
+        "is worth more is worth the same, and the advantages lose their sense.",
+        "test_equations.py::test_the_bins_are_antisymmetric_to_the_bit_with_zero_in_the_middle"),
+    "mean-before-symexp": Mutant(
+        "twohot_mean",
+        "jnp.sum(surplus * bins[middle + 1 :], -1)",
+        "symexp(jnp.sum(surplus * symlog(bins[middle + 1 :]), -1))",
+        "the mean is taken in symlog space and spread out afterwards.",
+        "Values are too low wherever the outcome is uncertain (the mean of logarithms is not the"
+        " logarithm of the mean): the agent avoids chances; where all is certain, nothing is to "
+        "be seen.",
+        "test_equations.py::test_the_two_hot_mean_is_the_expected_bin"),
+    "most-likely-bin": Mutant(
+        "twohot_mean",
+        "jax.nn.softmax(logits)",
+        "jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1])",
+        "the most likely bin for the mean of all.",
+        "Values move in steps of a bin, 17% of themselves; rare rewards are never expected at "
+        "all, and advantages are noise until a step is crossed.",
+        "test_equations.py::test_the_two_hot_mean_is_the_expected_bin"),
+    "symlog-twice": Mutant(
+        "twohot_loss", "jnp.clip(target,", "jnp.clip(symlog(target),",
+        "the target goes through symlog, though the bins stand in raw space.",
+        "All losses fall as they should, but `dream/value` is about the logarithm of the return;"
+        " what 100 more are worth in the long run counts little against what happens now.",
+        "test_equations.py::test_the_two_hot_loss_is_the_cross_entropy_with_the_two_nearest_bins"),
+    "nearest-bin": Mutant(
+        "twohot_loss",
+        "(target - bins[below]) / (bins[below + 1] - bins[below])",
+        "jnp.round((target - bins[below]) / (bins[below + 1] - bins[below]))",
+        "the target is rounded to its nearest bin.",
+        "Rewards and values are off by up to 8%: where small differences decide, the score stays"
+        " below that of others; elsewhere nothing is to be seen.",
+        "test_equations.py::test_the_two_hot_loss_is_the_cross_entropy_with_the_two_nearest_bins"),
+    "shares-swapped": Mutant(
+        "twohot_loss",
+        "(1.0 - share) * two[..., 0] + share * two[..., 1]",
+        "share * two[..., 0] + (1.0 - share) * two[..., 1]",
+        "each of the two bins gets the share of the other.",
+        "A target near a bin is learned as its neighbour: values drift upwards and downwards "
+        "with no cause that the episodes would show.",
+        "test_equations.py::test_the_two_hot_loss_is_the_cross_entropy_with_the_two_nearest_bins"),
+    "no-log-softmax": Mutant(
+        "twohot_loss", "jax.nn.logsumexp(logits, -1) - picked", "-picked",
+        "logits for log-probabilities: the log-sum-exp is missing.",
+        "The losses of reward and critic fall below 0 and go on falling; the gradient norm grows"
+        " until something is not finite.",
+        "test_equations.py::test_the_two_hot_loss_is_the_cross_entropy_with_the_two_nearest_bins"),
+    "unimix-forgotten": Mutant(
+        "unimix",
+        "(1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]",
+        "jax.nn.softmax(logits)",
+        "the 1% of the uniform is missing.",
+        "Nothing for long; then a latent's prior or posterior is so sure that ln 0 comes near: "
+        "spikes of the dynamics loss, and in long runs nan.",
+        "test_equations.py::test_unimix_leaves_every_class_its_share_of_the_uniform"),
+    "uniform-not-divided": Mutant(
+        "unimix", "ratio / logits.shape[-1]", "ratio",
+        "every class gets the whole ratio: the probabilities add up to more than 1.",
+        "The KL can be negative and the losses of the latents sink below what is possible; "
+        "classes at the end are drawn more rarely than they should be.",
+        "test_equations.py::test_unimix_leaves_every_class_its_share_of_the_uniform"),
+    "no-straight-through": Mutant(
+        "sample_onehot", "onehot + (probs - jax.lax.stop_gradient(probs))", "onehot",
+        "a sample without the gradient of its probabilities.",
+        "The decoder, reward and continue losses no longer teach the encoder and the posterior; "
+        "the dynamics loss falls to the free bits at once, because the latents hold nothing.",
+        "test_equations.py::test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities"),
+    "mode-for-sample": Mutant(
+        "sample_onehot", "jnp.sum(uniform >= bounds, -1)", "jnp.argmax(probs, -1)",
+        "the most likely class for a sample.",
+        "Dreams from one state are all alike: what is uncertain is always dreamed as its "
+        "likeliest outcome, rare ends of the world do not occur, and values are too high where "
+        "they threaten.",
+        "test_equations.py::"
+        "test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities"),
+    "one-draw-for-all": Mutant(
+        "sample_onehot", "probs.shape[:-1] + (1,)", "(1,)",
+        "one random number for all latents.",
+        "Each latent by itself looks right, but they are drawn together: combinations that never"
+        " occur in the data occur in dreams, and the decoder blurs them.",
+        "test_equations.py::"
+        "test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities"),
+    "kl-mean-over-classes": Mutant(
+        "kl", "jnp.sum(", "jnp.mean(",
+        "the mean over the classes for the sum.",
+        "Both KL losses are K times too small: the prior learns slowly, and the latents fall "
+        "below the free bits.",
+        "test_equations.py::test_kl_is_zero_between_equals_and_has_the_known_value_and_order"),
+    "kl-turned-round": Mutant(
+        "kl", "p * (jnp.log(p) - jnp.log(q))", "q * (jnp.log(q) - jnp.log(p))",
+        "KL(q ‖ p) for KL(p ‖ q).",
+        "The prior covers only a part of what the posterior says: dreams look sharp and leave "
+        "out rarer outcomes.",
+        "test_equations.py::test_kl_is_zero_between_equals_and_has_the_known_value_and_order"),
+    "entropy-sign": Mutant(
+        "entropy", "-jnp.sum(", "jnp.sum(",
+        "the minus is forgotten.",
+        "`latents/posterior_entropy` is negative; nothing is trained by it, so nothing else is "
+        "to be seen.",
+        "test_equations.py::"
+        "test_entropy_of_the_uniform_is_ln_k_and_of_halves_and_quarters_one_and_a_half_bits"),
+    "reward-head-not-zero": Mutant(
+        "WorldModel.__init__", "rngs, outscale=0.0)", "rngs)",
+        "the reward head starts at random weights.",
+        "The bins reach to 4.9e8: before anything is learned, rewards of many millions are "
+        "dreamed; the first losses are large and the return range takes long to forget them.",
+        "test_wiring.py::test_an_agent_that_has_learned_nothing_expects_no_reward_and_no_value"),
+    "critic-not-zero": Mutant(
+        "Networks.__init__", "rngs, outscale=0.0)", "rngs)",
+        "the critic starts at random weights.",
+        "The same for values: the return range starts at millions, advantages are nothing beside"
+        " it, and the policy stays where it was until the range has decayed.",
+        "test_wiring.py::test_an_agent_that_has_learned_nothing_expects_no_reward_and_no_value"),
+    "no-symlog-of-x": Mutant(
+        "WorldModel.encode", "symlog(x)", "x",
+        "the encoder sees the raw vector.",
+        "Nothing where observations are small, as in CartPole; where they are in hundreds, the "
+        "first layer saturates and the decoder loss stays high.",
+        "test_golden.py::test_the_vector_encoder_is_official"),
+    "pixels-not-centred": Mutant(
+        "WorldModel.encode", "x / 255.0 - 0.5", "x / 255.0",
+        "pixels in 0 ... 1 for -0.5 ... 0.5.",
+        "Learning from images is slower at the start; the final score may be the same.",
+        "test_golden.py::test_the_image_encoder_is_official"),
+    "large-actions": Mutant(
+        "WorldModel.recur", "a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))", "a",
+        "continuous actions beyond ±1 reach the model as they are.",
+        "In Pendulum-v1 the model tells 1.5 from 1, the environment does not: the dynamics loss "
+        "of saturated actions stays higher, and dreams promise more than large actions can do.",
+        "test_timeline.py::test_an_action_beyond_1_meets_the_model_as_1_and_one_within_as_it_is"),
+    "one-softmax-for-all-latents": Mutant(
+        "WorldModel._probs",
+        "unimix(logits.reshape(shape), self.model.unimix)",
+        "unimix(logits, self.model.unimix).reshape(shape)",
+        "one softmax over all S · K logits.",
+        "Each latent has a probability of 1 in S altogether: the last class takes what is "
+        "missing, all latents sit there, and the decoder loss stays that of the mean.",
+        "test_golden.py::test_the_prior_is_official"),
+    "past-not-forgotten": Mutant(
+        "observe_step", "1.0 - is_first.astype(jnp.float32)", "jnp.ones(is_first.shape)",
+        "is_first resets nothing in the model.",
+        "The first rows of an episode are explained by the last of the one before: spikes of the"
+        " decoder loss where episodes begin; short episodes suffer most.",
+        "test_timeline.py::test_nothing_before_a_first_row_reaches_it_or_what_follows"),
+    "last-action-not-forgotten": Mutant(
+        "observe_step", "a * keep[:, None]", "a",
+        "the last action of an episode reaches the first row of the next one.",
+        "The first state of an episode depends on an action that was never carried out in it: a "
+        "little more dynamics loss at every start, and nothing else to be seen.",
+        "test_timeline.py::"
+        "test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_ends_there"),
+    "action-of-the-same-row": Mutant(
+        "observe", "batch.a[:, :-1]", "batch.a[:, 1:]",
+        "row t meets a_t, which was chosen after x_t was seen.",
+        "The posterior copes, and decoder and reward losses fall as ever; but in a dream a_t has"
+        " no effect on s_{t+1}: all actions are worth the same and the policy stays random.",
+        "test_timeline.py::"
+        "test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_ends_there"),
+    "decoder-mean-over-x": Mutant(
+        "decoder_loss",
+        "jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)",
+        "jnp.mean(jnp.square(world.decode(latent) - symlog(x)), -1)",
+        "the mean over the entries of x for the sum.",
+        "The decoder loss is X times smaller, and weighs that much less against the KL: small "
+        "details of large observations are left out of the latents.",
+        "test_equations.py::"
+        "test_a_vector_is_compared_in_symlog_space_and_an_image_in_parts_of_255_summed_not_averaged"),
+    "decoder-target-without-symlog": Mutant(
+        "decoder_loss", "symlog(x)", "x",
+        "the decoder aims at the raw vector.",
+        "Nothing where observations are small; large entries dominate the decoder loss and the "
+        "small ones are never learned.",
+        "test_equations.py::"
+        "test_a_vector_is_compared_in_symlog_space_and_an_image_in_parts_of_255_summed_not_averaged"),
+    "pixels-not-divided": Mutant(
+        "decoder_loss", "x / 255.0", "x",
+        "the decoder, whose sigmoid ends at 1, aims at 0 ... 255.",
+        "The decoder loss is in the ten thousands and stays there: every pixel that is not black"
+        " is predicted as white.",
+        "test_equations.py::"
+        "test_a_vector_is_compared_in_symlog_space_and_an_image_in_parts_of_255_summed_not_averaged"),
+    "discount-forgotten": Mutant(
+        "continue_loss", "(1.0 - is_terminal) * (1.0 - 1.0 / horizon)", "1.0 - is_terminal",
+        "the target of a row that goes on is 1.",
+        "`dream/continue` goes to 1, and with it the weight of values far away: `dream/value` "
+        "and `actor/return_high` do not settle but grow with every update.",
+        "test_equations.py::"
+        "test_the_continue_loss_is_least_at_one_minus_one_over_the_horizon_and_zero_at_an_end"),
+    "time-limit-as-end": Mutant(
+        "prediction_loss", "rows.is_terminal", "rows.is_last",
+        "the last row of every episode is taken for an end of the world.",
+        "Nothing while the agent fails early; once it lives until the time limit, good states "
+        "are worth little near it, values sink, and the score falls back.",
+        "test_equations.py::test_the_prediction_loss_has_a_term_for_x_for_r_and_for_c"),
+    "reward-of-the-next-row": Mutant(
+        "prediction_loss", "rows.r,", "jnp.roll(rows.r, -1),",
+        "s_t has to predict r_{t+1}, the reward of an action that it does not know yet.",
+        "Nothing where every reward is the same, as in CartPole; elsewhere the reward loss stays"
+        " at that of a guess, and the agent learns one step too late.",
+        "test_golden.py::test_the_three_prediction_terms_are_official_when_heads_and_targets_are"),
+    "heads-on-stopped-features": Mutant(
+        "prediction_loss", "features(latent)", "features(jax.lax.stop_gradient(latent))",
+        "reward and continue no longer teach the features.",
+        "What matters for the reward but is small in the observation is not in the latents: in "
+        "games of few pixels the reward loss stays high though the picture is sharp.",
+        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+    "kl-without-stop-gradient": Mutant(
+        "dynamics_loss", "jax.lax.stop_gradient(posterior)", "posterior",
+        "L_dyn moves the posterior too, with ten times the scale that L_rep gives it.",
+        "The posterior gives way to the prior: the dynamics loss falls fast, the decoder loss "
+        "stays high, the latents hold little.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "stop-gradient-on-the-prior": Mutant(
+        "dynamics_loss",
+        "kl(jax.lax.stop_gradient(posterior), prior)",
+        "kl(posterior, jax.lax.stop_gradient(prior))",
+        "L_dyn teaches the posterior, and nothing ever teaches the prior.",
+        "Awake all is well, and the decoder loss falls; but dreams go on by an untrained prior: "
+        "the dynamics loss falls only as far as the posterior gives up, `latents/prior_entropy` "
+        "does not fall, and the score stays low.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "free-bits-per-latent": Mutant(
+        "dynamics_loss", "prior).sum(-1))", "prior)).sum(-1)",
+        "the maximum is taken for each latent, then summed.",
+        "The dynamics loss never falls below S times the free bits, and no latent is pushed "
+        "before it is over them by itself: the prior stays vague.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "minimum-for-maximum": Mutant(
+        "dynamics_loss", "jnp.maximum(", "jnp.minimum(",
+        "the minimum for the maximum: the KL is pushed below the free bits and nowhere else.",
+        "The dynamics loss reads exactly the free bits and does not move, while prior and "
+        "posterior part from each other.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "representation-without-stop-gradient": Mutant(
+        "representation_loss", "jax.lax.stop_gradient(prior)", "prior",
+        "L_rep moves the prior too.",
+        "Nothing to be seen: the prior learns at 1.1 times the rate. Only a look at the "
+        "gradients tells.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "kl-mean-over-latents": Mutant(
+        "representation_loss", ".sum(-1)", ".mean(-1)",
+        "the mean over the latents for the sum.",
+        "The KL is S times smaller, falls below the free bits and is not pushed any more: "
+        "latents become hard to foresee.",
+        "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits"),
+    "prior-of-the-old-h": Mutant(
+        "dream", "world.prior_probs(h)", "world.prior_probs(latent.h)",
+        "ẑ_{t+1} is drawn from h_t.",
+        "Every dream lags one step behind in half of its state: action effects come late, and "
+        "rewards of the next step are those of this one.",
+        "test_equations.py::test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next"),
+    "dream-starts-its-states-late": Mutant(
+        "dream", "features(last)[None]])", "features(last)[None]])[::-1]",
+        "the states of a dream stand in the opposite order to its actions.",
+        "Actions are credited with what came before them: the actor loss is noise and the policy"
+        " random.",
+        "test_equations.py::test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next"),
+    "bootstrap-with-v-t": Mutant(
+        "lambda_returns",
+        "tuple(x[:, 1:] for x in (r, c, values, lambda_))",
+        "(r[:, 1:], c[:, 1:], values[:, :-1], lambda_[:, 1:])",
+        "v_t for v_{t+1}.",
+        "Values run in a circle, each into itself: they are learned more slowly, and what an "
+        "action changes shows less in its return. The score rises late.",
+        "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand"),
+    "reward-of-the-wrong-step": Mutant(
+        "lambda_returns",
+        "tuple(x[:, 1:] for x in (r, c, values, lambda_))",
+        "(r[:, :-1], c[:, 1:], values[:, 1:], lambda_[:, 1:])",
+        "r_t for r_{t+1}.",
+        "Nothing where every reward is the same, as in CartPole; elsewhere an action is praised "
+        "for the reward that came before it.",
+        "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand"),
+    "continue-of-the-wrong-step": Mutant(
+        "lambda_returns",
+        "tuple(x[:, 1:] for x in (r, c, values, lambda_))",
+        "(r[:, 1:], c[:, :-1], values[:, 1:], lambda_[:, 1:])",
+        "c_t for c_{t+1}.",
+        "The state in which the world ended is still bootstrapped from: deadly steps cost one "
+        "step less than they should.",
+        "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand"),
+    "lambda-swapped": Mutant(
+        "lambda_returns",
+        "(1.0 - lambda_next) * v_next + lambda_next * following",
+        "lambda_next * v_next + (1.0 - lambda_next) * following",
+        "λ and 1 - λ stand in each other's place.",
+        "Returns look one step ahead and rest on the critic alone: its early errors are learned "
+        "from for long, and the score rises late.",
+        "test_equations.py::test_the_lambda_return_is_the_mixture_of_all_n_step_returns"),
+    "reward-discounted-too": Mutant(
+        "lambda_returns",
+        "r_next + c_next * ((1.0 - lambda_next)",
+        "c_next * (r_next + (1.0 - lambda_next)",
+        "r_{t+1} is multiplied by c_{t+1} too.",
+        "The reward that comes with the end of the world counts for nothing: nothing to be seen "
+        "in CartPole but a 1, and everything in games that are won at their end (Catch, "
+        "FourRooms).",
+        "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand"),
+    "no-bootstrap": Mutant(
+        "lambda_returns", "values[:, -1], inputs", "jnp.zeros_like(values[:, -1]), inputs",
+        "a dream is worth nothing beyond its last step.",
+        "`dream/return` cannot exceed 15 rewards, and the critic learns that: what costs more "
+        "than 15 steps later is not seen to cost anything.",
+        "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand"),
+    "no-trajectory-weights": Mutant(
+        "trajectory_weights", "jnp.cumprod(c, 1)", "jnp.ones_like(c)",
+        "all dreamed states count the same, also those after the end of the world.",
+        "Half of what actor and critic learn from are states that nobody will ever be in, while "
+        "the agent still fails often: it is slower at first, and alike later.",
+        "test_equations.py::"
+        "test_the_weight_of_a_dreamed_state_is_the_chance_to_arrive_there_with_its_own_c"),
+    "weights-not-multiplied": Mutant(
+        "trajectory_weights", "jnp.cumprod(c, 1)", "c",
+        "c_t for the product of all up to t.",
+        "The step at the end of the world is left out, those after it count in full: hardly "
+        "anything to be seen but a critic loss that is higher.",
+        "test_equations.py::"
+        "test_the_weight_of_a_dreamed_state_is_the_chance_to_arrive_there_with_its_own_c"),
+    "returns-taught": Mutant(
+        "critic_loss", "jax.lax.stop_gradient(returns)", "returns",
+        "the target of the critic may move towards it.",
+        "Here, nothing to be seen: returns come from networks without gradient. In a copy "
+        "without that second guard, rewards and values would bend to each other.",
+        "test_equations.py::"
+        "test_the_critic_loss_adds_the_return_and_the_slow_critic_and_teaches_neither"),
+    "slow-critic-forgotten": Mutant(
+        "critic_loss", "to_returns + slow_scale * to_slow", "to_returns",
+        "nothing holds the critic near its slow copy.",
+        "The critic is faster and less steady; with a small learning rate nothing is to be seen.",
+        "test_equations.py::"
+        "test_the_critic_loss_adds_the_return_and_the_slow_critic_and_teaches_neither"),
+    "slow-critic-only": Mutant(
+        "critic_loss", "to_returns + slow_scale * to_slow", "slow_scale * to_slow",
+        "the critic follows its own slow copy, and no return.",
+        "The critic loss falls to its floor at once and `dream/value` stays 0: the actor learns "
+        "from 15 rewards and no more.",
+        "test_equations.py::"
+        "test_the_critic_loss_adds_the_return_and_the_slow_critic_and_teaches_neither"),
+    "replay-time-limit-as-end": Mutant(
+        "replay_returns", "(1.0 - rows.is_terminal)", "(1.0 - rows.is_last)",
+        "a time limit is taken for an end of the world in replayed returns.",
+        "Values near the limit sink once the agent lives so long; dreams, which know no limit, "
+        "pull them up again: a critic loss that does not fall.",
+        "test_equations.py::"
+        "test_a_replayed_return_starts_anew_at_is_last_and_only_a_termination_is_worth_nothing"),
+    "replay-across-episodes": Mutant(
+        "replay_returns", "(1.0 - rows.is_last) * learning.lambda_", "learning.lambda_",
+        "the λ-return runs on from the last row of an episode into the first of the next.",
+        "The last states of a bad episode are worth what the next one brings: failing seems to "
+        "cost less than it does.",
+        "test_equations.py::"
+        "test_a_replayed_return_starts_anew_at_is_last_and_only_a_termination_is_worth_nothing"),
+    "replay-without-discount": Mutant(
+        "replay_returns",
+        "(1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)",
+        "1.0 - rows.is_terminal",
+        "the discount is missing in replayed returns, though it is in dreams.",
+        "The two critic losses pull at one value from two sides: neither falls to its floor, and"
+        " values lie between.",
+        "test_equations.py::test_a_replayed_return_goes_on_where_no_row_ends"),
+    "range-not-averaged": Mutant(
+        "update_return_range",
+        "(1.0 - learning.return_rate) * return_range + learning.return_rate * new",
+        "new",
+        "the percentiles of this batch alone.",
+        "The scale of the advantages jumps from update to update: `actor/return_high` is rugged,"
+        " the policy's entropy rises and falls.",
+        "test_equations.py::test_the_return_range_moves_a_share_of_the_way_to_both_percentiles"),
+    "range-rate-swapped": Mutant(
+        "update_return_range",
+        "(1.0 - learning.return_rate) * return_range + learning.return_rate * new",
+        "learning.return_rate * return_range + (1.0 - learning.return_rate) * new",
+        "99% of the new range for 1%.",
+        "As without an average: `actor/return_high` is rugged from the first update.",
+        "test_equations.py::test_the_return_range_moves_a_share_of_the_way_to_both_percentiles"),
+    "least-and-most": Mutant(
+        "update_return_range",
+        "jnp.percentile(returns, levels)",
+        "jnp.stack([returns.min(), returns.max()])",
+        "the least and the most return for the two percentiles.",
+        "One dreamed outlier shrinks all advantages for a hundred updates: progress stops now "
+        "and then without a cause in the episodes.",
+        "test_equations.py::test_the_return_range_moves_a_share_of_the_way_to_both_percentiles"),
+    "no-limit": Mutant(
+        "advantages",
+        "jnp.maximum(limit, return_range[1] - return_range[0])",
+        "(return_range[1] - return_range[0])",
+        "the divisor has no least value.",
+        "Returns are all 0 at first and the range with them: 0 / 0 at the first update, or noise"
+        " blown up to advantages of hundreds.",
+        "test_equations.py::"
+        "test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit"),
+    "limit-as-ceiling": Mutant(
+        "advantages", "jnp.maximum(", "jnp.minimum(",
+        "the divisor is at most L for at least L.",
+        "Small ranges are blown up, large ones not divided: with returns of 100 the policy is "
+        "settled within a few updates, whatever it was doing.",
+        "test_equations.py::"
+        "test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit"),
+    "no-baseline": Mutant(
+        "advantages", "(returns - values)", "returns",
+        "the return itself for the advantage.",
+        "Where all rewards are positive every action is praised: the policy settles on what it "
+        "happened to do, and its entropy falls before the score has risen.",
+        "test_equations.py::"
+        "test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit"),
+    "baseline-first": Mutant(
+        "advantages", "(returns - values)", "(values - returns)",
+        "v - R for R - v.",
+        "What turned out better than expected is made rarer: the score falls below that of a "
+        "random policy.",
+        "test_equations.py::"
+        "test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit"),
+    "actor-sign": Mutant(
+        "actor_loss", "-(reinforce + eta * policy.entropy())", "reinforce - eta * policy.entropy()",
+        "the loss is minus what it should be.",
+        "What is good is made rarer, what is bad likelier: the score falls below that of a "
+        "random policy, and the entropy goes to 0.",
+        "test_equations.py::test_the_actor_loss_makes_good_actions_likelier_and_bad_ones_rarer"),
+    "entropy-punished": Mutant(
+        "actor_loss", "reinforce + eta", "reinforce - eta",
+        "η is subtracted: a sure policy is rewarded for being sure.",
+        "`actor/entropy` falls to 0 within a few hundred updates, and what the agent does then "
+        "is what it will always do.",
+        "test_equations.py::test_the_entropy_bonus_of_the_actor_loss_is_eta_times_the_entropy"),
+    "advantage-taught": Mutant(
+        "actor_loss", "jax.lax.stop_gradient(advantage)", "advantage",
+        "the advantage is a function for the gradient too.",
+        "Here, nothing to be seen: returns and values carry no gradient in. In a copy without "
+        "that second guard, the actor would move the critic to flatter itself.",
+        "test_equations.py::test_the_actor_loss_makes_good_actions_likelier_and_bad_ones_rarer"),
+    "stored-state-ignored": Mutant(
+        "world_losses", "Latent(batch.h[:, 0],", "Latent(jnp.zeros_like(batch.h[:, 0]),",
+        "every replayed sequence starts from h = 0.",
+        "The first rows of each sequence are learned without a memory: tasks that need one "
+        "suffer, and CartPole does not.",
+        "test_wiring.py::test_a_replayed_sequence_goes_on_from_the_state_that_was_stored"),
+    "targets-one-row-early": Mutant(
+        "world_losses", "lambda x: x[:, 1:]", "lambda x: x[:, :-1]",
+        "s_t has to predict x_{t-1}, r_{t-1} and c_{t-1}.",
+        "The decoder loss still falls, for h_t knows the past; but the posterior is not asked "
+        "for what is new in x_t, and in a dream rewards and ends come a step late.",
+        "test_wiring.py::test_a_state_is_to_predict_its_own_row_and_row_0_is_none"),
+    "prior-of-posterior-swapped": Mutant(
+        "world_losses", "dynamics_loss(posterior, prior,", "dynamics_loss(prior, posterior,",
+        "prior and posterior stand in each other's place in L_dyn.",
+        "Nothing teaches the prior but L_rep, which holds it fixed: as with the stop-gradient on"
+        " the wrong side.",
+        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+    "slow-critic-as-bootstrap": Mutant(
+        "dream_losses",
+        "lambda_returns(r, c, values,",
+        "lambda_returns(r, c, twohot_mean(fixed.slow_critic(dreamed.s), bins),",
+        "λ-returns rest on the slow critic, as targets of DQN do.",
+        "Values rise later, by about the time that the slow copy lags behind; with `slow_rate` "
+        "0.2 that is little.",
+        "test_golden.py::test_returns_and_the_return_range_on_dreams_are_official"),
+    "log-prob-of-the-next-state": Mutant(
+        "dream_losses", "lambda x: x[:, :-1]", "lambda x: x[:, 1:]",
+        "ln π(a_t | s_{t+1}).",
+        "The policy learns to repeat in s_{t+1} what was good in s_t: where neighbours are "
+        "alike, as in CartPole, it learns all the same, only worse.",
+        "test_golden.py::test_both_losses_on_dreams_are_official"),
+    "range-before-its-update": Mutant(
+        "dream_losses",
+        "    return_range = update_return_range(return_range, returns, learning)\n"
+        "    advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)\n",
+        "    advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)\n"
+        "    return_range = update_return_range(return_range, returns, learning)\n",
+        "the advantages are divided by the range of the update before.",
+        "Nothing but the first updates, in which the range is still 0 and the limit divides: a "
+        "difference that only a comparison of numbers finds.",
+        "test_golden.py::test_both_losses_on_dreams_are_official"),
+    "baseline-of-the-next-state": Mutant(
+        "dream_losses", "values[:, :-1], return_range", "values[:, 1:], return_range",
+        "v_{t+1} for v_t.",
+        "What an action changes is taken out of its own advantage: the signal is small, and "
+        "learning slow.",
+        "test_golden.py::test_both_losses_on_dreams_are_official"),
+    "weights-one-step-late": Mutant(
+        "dream_losses", "trajectory_weights(c)[:, :-1]", "trajectory_weights(c)[:, 1:]",
+        "each step weighs as much as the next one.",
+        "The step that leads to the end of the world counts for nothing: the agent never learns "
+        "from its last mistake.",
+        "test_golden.py::test_both_losses_on_dreams_are_official"),
+    "actor-not-weighted": Mutant(
+        "dream_losses", "(weight * actor).mean()", "actor.mean()",
+        "the actor's loss counts dreams beyond their end.",
+        "The policy also learns for states after the end: slower at first, alike later.",
+        "test_golden.py::test_both_losses_on_dreams_are_official"),
+    "last-rows-count": Mutant(
+        "replay_critic_loss", "(1.0 - rows.is_last[:, :-1]) * loss", "loss",
+        "rows that end an episode have a replayed return too.",
+        "Their return is made of the next episode's first row: the values of last states are too"
+        " high after a fall, and too low at a time limit.",
+        "test_golden.py::test_the_replay_critic_loss_and_its_gradient_are_official"),
+    "replay-critic-on-stopped-features": Mutant(
+        "replay_critic_loss", "features(latent)", "features(jax.lax.stop_gradient(latent))",
+        "the replayed critic loss no longer teaches the world model.",
+        "What matters for values and is not in the observation's error is learned later; in "
+        "CartPole hardly to be seen.",
+        "test_golden.py::test_the_replay_critic_loss_and_its_gradient_are_official"),
+    "dream-teaches-the-world": Mutant(
+        "agent_losses", "jax.lax.stop_gradient(params)", "params",
+        "the dream's networks are those that learn.",
+        "Actor and critic losses reach reward, continue and prior heads: the world model dreams "
+        "what flatters the policy, and the dynamics and continue losses rise.",
+        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+    "dream-starts-not-stopped": Mutant(
+        "agent_losses",
+        "jax.lax.stop_gradient(latent))\n",
+        "latent)\n",
+        "the states from which dreams start carry a gradient back.",
+        "Actor and critic losses on dreams teach the encoder: the features drift with the "
+        "policy, and the losses of the world model become restless.",
+        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+    "bootstrap-with-the-last-return": Mutant(
+        "agent_losses", "returns[:, 0]", "returns[:, -1]",
+        "replayed returns go on from the last dreamed return, 15 steps later.",
+        "Replayed and dreamed returns of one state differ by 15 rewards: the two critic losses "
+        "do not fall together.",
+        "test_wiring.py::"
+        "test_the_critic_goes_on_in_the_replay_from_the_return_dreamed_at_each_rows_own_state"),
+    "kl-scales-swapped": Mutant(
+        "total_loss", "\"dynamics\": learning.beta_dyn", "\"dynamics\": learning.beta_rep",
+        "β_rep stands where β_dyn belongs.",
+        "The prior learns at a tenth of its rate: the dynamics loss falls slowly, dreams are "
+        "vague for long.",
+        "test_equations.py::test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none"),
+    "slow-critic-turned-round": Mutant(
+        "train_step",
+        "params[\"critic\"], state.slow_critic",
+        "state.slow_critic, params[\"critic\"]",
+        "the critic's share in the slow critic is 1 - `slow_rate`.",
+        "The slow critic is hardly slower than the critic and holds nothing: as without it.",
+        "test_golden.py::"
+        "test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_one"),
+    "slow-critic-before-the-update": Mutant(
+        "train_step",
+        "optax.incremental_update(params[\"critic\"]",
+        "optax.incremental_update(state.params[\"critic\"]",
+        "the slow critic follows the weights of before the update.",
+        "It lags one update more: not to be seen in any curve.",
+        "test_golden.py::"
+        "test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_one"),
+    "acting-never-forgets": Mutant(
+        "act", "now.is_first)", "jnp.zeros_like(now.is_first))",
+        "while acting, the model is not told that an episode begins.",
+        "The first actions of each episode are chosen with the memory of the last one; training,"
+        " which is told, sees other states than acting did.",
+        "test_timeline.py::test_a_row_stores_the_state_from_which_replay_goes_on_as_acting_did"),
+    "state-of-the-row-before": Mutant(
+        "play", "latent.h, classes", "player.latent.h, classes",
+        "the replay keeps s_{t-1} beside x_t.",
+        "Sequences start from a state that is one step too old: their first rows are explained "
+        "badly, until the latents are refreshed.",
+        "test_timeline.py::test_a_row_stores_the_state_from_which_replay_goes_on_as_acting_did"),
+    "returns-run-on": Mutant(
+        "play", "total * going_on", "total",
+        "the sum of rewards is not set back where an episode ends.",
+        "`charts/episodic_return` grows without end while evaluations, which count first "
+        "episodes, stay as they are.",
+        "test_timeline.py::"
+        "test_an_episode_scores_the_sum_of_its_rewards_and_its_number_of_actions"),
+    "one-key-for-all-steps": Mutant(
+        "collect", "jax.random.split(play_key, steps)", "jnp.repeat(play_key[None], steps)",
+        "every step of a round uses the same random key.",
+        "Within a round an agent draws the same number at each step: it explores in long runs of"
+        " one action, and environments repeat themselves.",
+        "test_wiring.py::test_each_step_of_playing_has_randomness_of_its_own"),
+    "latents-one-row-early": Mutant(
+        "learn", "index.place[:, 1:]", "index.place[:, :-1]",
+        "the fresh state of row t is written to row t - 1.",
+        "Stored states know what comes next: the first rows of sequences are explained too well,"
+        " and acting, which cannot know it, is worse than the losses promise.",
+        "test_wiring.py::test_the_fresh_state_of_a_row_is_written_to_that_row"),
+    "latents-never-refreshed": Mutant(
+        "learn", "{\"h\": latent.h, \"z\": classes}", "{}",
+        "stored states stay those of the weights that played.",
+        "Sequences start from states that the model no longer understands; with short sequences "
+        "the decoder loss of old episodes rises.",
+        "test_wiring.py::test_the_fresh_state_of_a_row_is_written_to_that_row"),
+}
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """The command -> exit status"""
+    first, *rest = (sys.argv[1:] if argv is None else argv) or ["--list"]
+    try:
+        if first == "--list" and not rest:
+            print("\n".join(f"{name:38} {mutant.function:22} {mutant.mistake}"
+                            for name, mutant in MUTANTS.items()))
+            return 0
+        if first == "--page" and not rest:
+            print(page(), end="")
+            return 0
+        for name in rest if first == "--check" else [first]:
+            known(name)
+    except ValueError as error:
+        return cli.complain(error, "tests.mutants")
+    return check(rest or list(MUTANTS)) if first == "--check" else train(first, rest)
+
+
+def known(name):
+    """Is there a mistake of this name? ValueError, one line, if there is none."""
+    if name not in MUTANTS:
+        raise ValueError(f"{name}: expected the name of a mistake, --check or --page"
+                         f"{configuration.nearest(name, MUTANTS)}")
+
+
+def train(name, flags):
+    """Train an agent with a mistake, by these flags of dreamer.py: -> exit status"""
+    install(mutated(MUTANTS[name]))
+    return sys.modules["dreamer"].main(flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

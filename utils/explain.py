@@ -1,0 +1,323 @@
+"""One update, looked into: every quantity in the order of the computation, losses, gradients.
+
+    python dreamer.py --explain
+
+A tiny batch of real experience, and an agent that has made a few updates, so that no head is zero
+any more. Stands on top of dreamer.py: the quantities are what its functions give when they are
+called in its order, the losses and what they teach are those of its `agent_losses`, the update is
+that of its `train_step`.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import dreamer
+import gymnax_wrappers
+from utils import replay
+
+ENVS, ROWS = 4, 48  # environments, and the rows that each of them plays
+BATCH, LENGTH = 3, 5  # B and T
+BEFORE = 20  # updates before the one that is shown
+# Small programs that run once: most of the time is the compiler's.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+# {section: {name: (symbol, meaning, letters of the axes)}}, in the order of the computation
+QUANTITIES = {
+    "The batch, drawn from the replay": {
+        "x": ("x_t", "observation", "B T+1 X"),
+        "a": ("a_t", "action chosen after x_t", "B T+1 A"),
+        "r": ("r_t", "reward of a_{t-1}", "B T+1"),
+        "is_first": ("is_first", "an episode begins here", "B T+1"),
+        "is_last": ("is_last", "an episode is over here", "B T+1"),
+        "is_terminal": ("is_terminal", "the world ended here", "B T+1"),
+        "start": ("h_0", "stored state before the sequence", "B D"),
+    },
+    "World model learning (Eq. 1-3)": {
+        "tokens": ("enc(x_t)", "tokens of the encoder", "B T ·"),
+        "h": ("h_t", "recurrent state", "B T D"),
+        "posterior": ("q(z_t|h_t,x_t)", "posterior, unimix included", "B T S K"),
+        "z": ("z_t ~ q", "sampled classes, one-hot", "B T S K"),
+        "prior": ("p(ẑ_t|h_t)", "prior, unimix included", "B T S K"),
+        "posterior_entropy": ("H[q]", "entropy of the posterior, nats", "B T"),
+        "prior_entropy": ("H[p]", "entropy of the prior, nats", "B T"),
+        "kl": ("KL(q‖p)", "what the prior did not foresee, nats", "B T"),
+        "s": ("s_t", "features [h_t, z_t]", "B T F"),
+        "x_hat": ("x̂_t", "observation, decoded (vector: symlog)", "B T X"),
+        "r_hat": ("r̂_t", "reward, predicted", "B T"),
+        "c_hat": ("ĉ_t", "continue, predicted", "B T"),
+        "decoder": ("-ln p(x_t|s_t)", "decoder loss", "B T"),
+        "reward": ("-ln p(r_t|s_t)", "reward loss", "B T"),
+        "continue": ("-ln p(c_t|s_t)", "continue loss", "B T"),
+        "dynamics": ("L_dyn", "KL(sg(q)‖p), not below the free bits", "B T"),
+        "representation": ("L_rep", "KL(q‖sg(p)), not below the free bits", "B T"),
+    },
+    "Critic learning: dreams from every state (Eq. 4-5)": {
+        "dream_s": ("s_t", "dreamed features", "N H+1 F"),
+        "dream_a": ("a_t ~ π", "dreamed actions", "N H A"),
+        "dream_r": ("r_t", "dreamed rewards", "N H+1"),
+        "dream_c": ("c_t", "chance to go on, discount included", "N H+1"),
+        "values": ("v(s_t)", "values of the critic", "N H+1"),
+        "slow_values": ("v'(s_t)", "values of the slow critic", "N H"),
+        "returns": ("R^λ_t", "λ-returns", "N H"),
+        "weights": ("Π c_i", "trajectory weights", "N H"),
+        "critic": ("-ln p(R_t|s_t)", "critic loss, slow critic included", "N H"),
+    },
+    "Actor learning (Eq. 6-7)": {
+        "return_range": ("Per(R,·)", "running percentiles of the returns", "2"),
+        "scale": ("max(L, S)", "divisor of the advantages", ""),
+        "advantage": ("(R-v)/max(L,S)", "advantages", "N H"),
+        "log_prob": ("ln π(a_t|s_t)", "of the dreamed actions", "N H"),
+        "policy_entropy": ("H[π(·|s_t)]", "entropy of the policy, nats", "N H"),
+        "actor": ("Eq. 6", "actor loss", "N H"),
+    },
+    "The critic on replayed rows": {
+        "bootstrap": ("R^λ_0", "dreamed return of each row's state", "B T"),
+        "replay_returns": ("R^λ_t", "λ-returns of real rewards", "B T-1"),
+    },
+}
+SCALES = {"prediction": "beta_pred", "dynamics": "beta_dyn", "representation": "beta_rep",
+          "actor": "beta_actor", "critic": "beta_critic", "replay_critic": "beta_replay"}
+PARTS = ("decoder", "reward", "continue")  # of the prediction loss
+WORLD = {"encoder": "encoder", "sequence": "sequence", "posterior": "posterior", "prior": "prior",
+         "decoder": "decoder", "reward": "reward", "continue": "continue_"}
+
+
+class Explained(NamedTuple):
+    """One update: what was computed, the losses, what they teach, what the update changed."""
+
+    values: dict  # {name of QUANTITIES: array}
+    losses: dict  # {loss: value}, without its scale, parts of the prediction loss included
+    total: Any  # of `total_loss`
+    slopes: dict  # {loss: {module: norm of its gradient}}
+    moved: dict  # {module: (norm of the weights, norm of their change)}
+    metrics: dict  # of `train_step`
+
+
+class Looked(NamedTuple):
+    """What one compiled function finds, before the update."""
+
+    values: dict
+    losses: dict
+    total: jax.Array
+    slopes: dict
+
+
+def show(config):
+    """Print one update of the agent that a configuration asks for.
+
+    Raises: ValueError, one line, for an environment that cannot be learned from."""
+    env, config = gymnax_wrappers.configured(config.run), tiny(config)
+    print(report(explain(config, env), config, env))
+
+
+def tiny(config):
+    """The same agent and losses with few environments, rows and sequences.
+
+    It leaves the time line's letters different numbers: B 3, T 5, N 15."""
+    rows = ENVS * ROWS
+    run = dataclasses.replace(
+        config.run, envs=ENVS, prefill=rows, steps=max(config.run.steps, rows + 1))
+    sizes = dataclasses.replace(config.replay, capacity=rows, batch=BATCH, length=LENGTH)
+    return dataclasses.replace(config, run=run, replay=sizes)
+
+
+def explain(config, env):
+    """Play, make some updates, and look into one more: -> Explained"""
+    program, _ = dreamer.build(config, env)
+    key = jax.random.key(config.run.seed)
+    shapes = dreamer.init.eval_shape(program, key)
+    state, batch = jax.eval_shape(partial(_play, program), shapes, key)
+    with ThreadPoolExecutor() as pool:  # compilations side by side
+        compiled = pool.map(partial(_compiled, program), (
+            (dreamer.train_step, state, batch, key), (_look, state, batch, key),
+            (_play, shapes, key)))
+        loop = dreamer.init(program, key)
+        step, look, play = compiled
+    state, batch = play(loop, key)
+    for update in range(BEFORE):
+        state, _, _ = step(state, batch, jax.random.fold_in(key, update))
+    last = jax.random.fold_in(key, BEFORE)
+    looked, (after, _, metrics) = look(state, batch, last), step(state, batch, last)
+    change = jax.tree.map(jnp.subtract, after.params, state.params)
+    moved = {name: (optax.tree.norm(weights), optax.tree.norm(part)) for (name, weights), part in
+             zip(modules(state.params).items(), modules(change).values())}
+    return Explained(*jax.device_get((*looked, moved, metrics)))
+
+
+def _compiled(program, call):
+    function, *arguments = call
+    lowered = jax.jit(partial(function, program)).lower(*arguments)
+    return lowered.compile(QUICKLY)
+
+
+def _play(program, loop, key):
+    """The agent, and a batch of what it plays: -> AgentState, Row [B, T + 1, ...]"""
+    loop, _ = dreamer.collect(program, loop, ROWS)
+    batch, _ = replay.sample(loop.replay, key, BATCH, LENGTH + 1)
+    return loop.agent, batch
+
+
+def modules(params):
+    """{module: its part of the weights, or of their gradients}, every part once."""
+    world = {name: params["world"][key] for name, key in WORLD.items()}
+    return world | {"actor": params["actor"], "critic": params["critic"]}
+
+
+def _look(program, state, batch, key):
+    """Everything about the update of this state on this batch with this key: -> Looked"""
+    losses, pull = jax.vjp(lambda params: _losses(program, params, state, batch, key), state.params)
+    names = list(losses)
+    each = jax.lax.map(partial(_norms, names, pull), jnp.eye(len(names)))
+    slopes = {name: jax.tree.map(lambda norms: norms[i], each) for i, name in enumerate(names)}
+    total, _ = dreamer.total_loss(state.params, program, state, batch, key)
+    return Looked(_values(program, state, batch, key), losses, total, slopes)
+
+
+def _losses(program, params, state, batch, key):
+    losses, learned = dreamer.agent_losses(program, params, state, batch, key)
+    return losses | {name: learned.metrics[f"losses/{name}"] for name in PARTS}
+
+
+def _norms(names, pull, chosen):
+    """{module: norm of the gradient} of the losses, each as often as `chosen` [losses] says."""
+    (gradient,) = pull(dict(zip(names, chosen)))
+    return {name: optax.tree.norm(part) for name, part in modules(gradient).items()}
+
+
+def _values(program, state, batch, key):
+    """{name of QUANTITIES: array}, by dreamer.py's own functions in its own order."""
+    config, (observe_key, dream_key) = program.config, jax.random.split(key)
+    networks = nnx.merge(program.networks, state.params)
+    slow_critic = nnx.merge(program.critic, state.slow_critic)
+    values, latent = _world_values(networks.world, batch, observe_key, config)
+    start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
+    dreamed = dreamer.dream(networks, start, config.learning.imagination, dream_key)
+    values |= _dream_values(networks, slow_critic, dreamed, state.return_range, config)
+    rows = jax.tree.map(lambda x: x[:, 1:], batch)
+    bootstrap = values["returns"][:, 0].reshape(rows.r.shape)
+    returns = dreamer.replay_returns(rows, bootstrap, config.learning)
+    return values | {"bootstrap": bootstrap, "replay_returns": returns}
+
+
+def _world_values(world, batch, key, config):
+    """The part of the world model: -> values, posterior states [B, T, ...]"""
+    learning, bins = config.learning, dreamer.value_bins(config.model.bins)
+    start = dreamer.Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], config.model.classes))
+    latent, posterior = dreamer.observe(world, start, batch, key)
+    prior, s = world.prior_probs(latent.h), dreamer.features(latent)
+    rows = jax.tree.map(lambda x: x[:, 1:], batch)
+    values = {name: getattr(batch, name) for name in ("x", "a", "r", "is_first", "is_last",
+                                                      "is_terminal")}
+    return values | dreamer.prediction_loss(world, latent, rows, learning) | {
+        "start": start.h, "tokens": world.encode(rows.x), "h": latent.h, "z": latent.z,
+        "posterior": posterior, "prior": prior, "s": s, "x_hat": world.decode(latent),
+        "posterior_entropy": dreamer.entropy(posterior).sum(-1),
+        "prior_entropy": dreamer.entropy(prior).sum(-1),
+        "kl": dreamer.kl(posterior, prior).sum(-1),
+        "r_hat": dreamer.twohot_mean(world.reward(s), bins),
+        "c_hat": jax.nn.sigmoid(world.continue_(s)[..., 0]),
+        "dynamics": dreamer.dynamics_loss(posterior, prior, learning.free_bits),
+        "representation": dreamer.representation_loss(posterior, prior, learning.free_bits),
+    }, latent
+
+
+def _dream_values(networks, slow_critic, dreamed, return_range, config):
+    """The part of actor and critic."""
+    learning, bins = config.learning, dreamer.value_bins(config.model.bins)
+    s, before_last = dreamed.s, dreamed.s[:, :-1]
+    r = dreamer.twohot_mean(networks.world.reward(s), bins)
+    c = jax.nn.sigmoid(networks.world.continue_(s)[..., 0])
+    values = dreamer.twohot_mean(networks.critic(s), bins)
+    slow_values = dreamer.twohot_mean(slow_critic(before_last), bins)
+    returns = dreamer.lambda_returns(r, c, values, learning.lambda_)
+    return_range = dreamer.update_return_range(return_range, returns, learning)
+    limit, policy = learning.return_limit, networks.actor(before_last)
+    advantage = dreamer.advantages(returns, values[:, :-1], return_range, limit)
+    return {
+        "dream_s": s, "dream_a": dreamed.a, "dream_r": r, "dream_c": c, "values": values,
+        "slow_values": slow_values, "returns": returns, "return_range": return_range,
+        "weights": dreamer.trajectory_weights(c)[:, :-1],
+        "critic": dreamer.critic_loss(
+            networks.critic(before_last), returns, slow_values, bins, learning.slow_scale),
+        "scale": jnp.maximum(limit, return_range[1] - return_range[0]), "advantage": advantage,
+        "log_prob": policy.log_prob(dreamed.a), "policy_entropy": policy.entropy(),
+        "actor": dreamer.actor_loss(policy, dreamed.a, advantage, learning.eta),
+    }
+
+
+# ---- As text -------------------------------------------------------------------------------------
+
+
+def report(explained, config, env):
+    """The text of an Explained: five tables."""
+    head = (f"{env.describe()}\nUpdate {BEFORE + 1} of an agent that looks at one tiny batch: "
+            f"B {BATCH} sequences, T {LENGTH} steps, N {BATCH * LENGTH} dreams of "
+            f"H {config.learning.imagination} steps.")
+    return "\n\n".join([head, *_quantities(explained.values), _loss_table(explained, config),
+                        _slope_table(explained.slopes), _moved_table(explained)])
+
+
+def _quantities(values):
+    for section, rows in QUANTITIES.items():
+        lines = [f"{section}\n{'':16}{'':38}{'shape':24}{'least':>8}{'mean':>9}{'most':>9}"]
+        for name, (symbol, meaning, letters) in rows.items():
+            value = np.asarray(values[name], float)
+            numbers = "".join(f"{_number(part):>9}"
+                              for part in (value.min(), value.mean(), value.max()))
+            lines.append(f"{symbol:16}{meaning:38}{_shape(letters, value.shape):23}{numbers}")
+        yield "\n".join(lines)
+
+
+def _shape(letters, shape):
+    """[B 3, T 5]; an observation of more axes than one has them all behind its X."""
+    letters = letters.split()
+    letters += [""] * (len(shape) - len(letters))
+    return "[" + ", ".join(f"{letter} {size}".strip() if not letter.isdigit() else letter
+                           for letter, size in zip(letters, shape)) + "]"
+
+
+def _loss_table(explained, config):
+    lines = [f"Losses (Eq. 2)\n{'':18}{'value':>10}{'× scale':>10}{'= part':>12}"]
+    for name, key in SCALES.items():
+        value, scale = explained.losses[name], getattr(config.learning, key)
+        lines.append(f"{_words(name):18}{_number(value):>10}{scale:>10g}"
+                     f"{_number(value * scale):>12}   learning.{key}")
+    return "\n".join([*lines, f"{'total':18}{'':20}{_number(explained.total):>12}"])
+
+
+def _slope_table(slopes):
+    first = next(iter(slopes.values()))
+    widths = {module: max(9, len(module) + 2) for module in first}
+    lines = ["Norm of the gradient that each loss sends to each module, before its scale\n" + " " * 15
+             + "".join(f"{module:>{width}}" for module, width in widths.items())]
+    for name in ("prediction", *PARTS, *SCALES):
+        cells = (f"{_number(slopes[name][module]):>{width}}" for module, width in widths.items())
+        line = f"{_words(name):15}" + "".join(cells)
+        lines += [line] * (line not in lines)  # prediction stands in front of its parts
+    return "\n".join(lines)
+
+
+def _moved_table(explained):
+    lines = [f"The update: gradient norm {_number(explained.metrics['optimizer/grad_norm'])} before "
+             f"clipping\n{'':15}{'weights':>10}{'change':>10}{'share':>10}"]
+    for name, (weights, change) in explained.moved.items():
+        lines.append(f"{name:15}{_number(weights):>10}{_number(change):>10}"
+                     f"{_number(change / weights):>10}")
+    return "\n".join(lines)
+
+
+def _words(name):
+    return name.replace("_", " ")
+
+
+def _number(value):
+    """Three digits; a bar where nothing at all is."""
+    return "-" if value == 0.0 else f"{value:.3g}"
