@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import gymnax_wrappers
-from utils import cli, config, suite
+from utils import cli, config, runs, suite
 from utils.references import REFERENCES, Reference
 from utils.settings import Config
 
@@ -43,15 +43,15 @@ def call(tiny, *flags):
                        "--runs", str(tiny.parent / "runs"), *flags])
 
 
-def _no_time(begun, run, folder, path):
+def _no_time(begun, run):
     """Stands in for a run that succeeds."""
-    begun.append((run.run.env, run.run.seed))
+    begun.append((run.config.run.env, run.config.run.seed))
     return 0
 
 
 def _seed_as_score(run, folder):
     """Stands in for what such a run leaves."""
-    return {"seed": run.run.seed, "mark": suite._mark(run), "score": float(run.run.seed),
+    return {"seed": run.run.seed, "mark": runs.mark(run), "score": float(run.run.seed),
             "last": 0.0, "steps": 100, "updates": 10, "seconds": 60,
             "curve": [[50, 0.0], [100, float(run.run.seed)]]}
 
@@ -60,8 +60,8 @@ def _seed_as_score(run, folder):
 def pretend(monkeypatch):
     """Runs take no time: each leaves a score that is its seed. -> what was begun, in order"""
     begun = []
-    monkeypatch.setattr(suite, "_train", partial(_no_time, begun))
-    monkeypatch.setattr(suite, "_result", _seed_as_score)
+    monkeypatch.setattr(runs, "train", partial(_no_time, begun))
+    monkeypatch.setattr(runs, "result", _seed_as_score)
     monkeypatch.setattr(suite, "random_policy", lambda run: {"score": -1.0, "episodes": 1,
                                                              "interval": 0.0})
     return begun
@@ -88,18 +88,18 @@ def test_a_run_with_other_numbers_is_made_again_in_the_place_of_the_old_one(tiny
 
 def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numbers_is(
         tiny, tmp_path, monkeypatch):
-    begun, config = [], suite._config(tiny, "Catch-bsuite", 0)
-    monkeypatch.setattr(suite.subprocess, "Popen", partial(_begin, begun))
+    begun, numbers = [], runs.resolved(tiny, "Catch-bsuite", 0)
+    monkeypatch.setattr(runs.subprocess, "Popen", partial(_begin, begun))
     folder = tmp_path / "Catch-bsuite-0"
     (folder / "run" / "checkpoints").mkdir(parents=True)
     (folder / "run" / "checkpoints" / "1.json").touch()
     (folder / "run" / "metrics.jsonl").write_text('{"charts/score_return": 1.0}\n')
-    (folder / "run" / "config.yaml").write_text(suite.configuration.dump(config))
-    assert suite._train(config, folder, tiny) == 0 and not begun
+    (folder / "run" / "config.yaml").write_text(config.dump(numbers))
+    assert runs.train(runs.Run("it", numbers, folder)) == 0 and not begun
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert suite._train(config, folder, tiny) == 0 and "--resume" in begun[0]
-    other = suite._config(tiny, "Catch-bsuite", 1)
-    assert suite._train(other, folder, tiny) == 0 and "--logdir" in begun[1]
+    assert runs.train(runs.Run("it", numbers, folder)) == 0 and "--resume" in begun[0]
+    other = runs.resolved(tiny, "Catch-bsuite", 1)
+    assert runs.train(runs.Run("it", other, folder)) == 0 and "--logdir" in begun[1]
     assert not (folder / "run").exists()
 
 
@@ -123,7 +123,7 @@ class _begin:
 
 
 def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch, capsys):
-    monkeypatch.setattr(suite, "_train", lambda run, folder, path: run.run.env == "Catch-bsuite")
+    monkeypatch.setattr(runs, "train", lambda run: run.config.run.env == "Catch-bsuite")
     assert call(tiny, "--env", "Catch-bsuite", "--env", "DeepSea-bsuite", "--seeds", "1") == 1
     said = capsys.readouterr().out
     assert "Catch-bsuite, seed 0: ended with status True, see" in said
@@ -159,7 +159,7 @@ def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(
     assert -0.8 < found["random"]["score"] < -0.4
     Image.open(tiny.parent / "results" / "results.png").verify()
 
-    monkeypatch.setattr(suite, "_train", lambda *_: pytest.fail("made a second time"))
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("made a second time"))
     assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
     assert "done before" in capsys.readouterr().out
 
@@ -201,7 +201,7 @@ def test_a_score_reaches_its_reference_or_does_not(score, interval, reference, w
 
 
 def test_the_random_policy_of_a_known_game_gets_what_it_must():
-    run = suite._config(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
+    run = runs.resolved(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
     found = suite.random_policy(run)  # one arm of eleven, 0 to 1
     assert abs(found["score"] - 0.5) < 0.04 and 0.015 < found["interval"] < 0.025
 
@@ -255,7 +255,7 @@ def test_the_readme_holds_the_table_of_the_results():
 def test_the_results_were_made_with_the_numbers_that_are_shipped():
     for name, found in results().items():
         for seed in found["seeds"]:
-            now = suite._config(ROOT / "dreamer.yaml", name, seed["seed"])
-            assert seed["mark"] == suite._mark(now), (name, seed["seed"])
+            now = runs.resolved(ROOT / "dreamer.yaml", name, seed["seed"])
+            assert seed["mark"] == runs.mark(now), (name, seed["seed"])
         scores = [seed["score"] for seed in found["seeds"]]
         assert found["score"] == pytest.approx(np.mean(scores))

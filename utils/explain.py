@@ -48,22 +48,22 @@ QUANTITIES = {
         "prior": ("p(ẑ_t|h_t)", "prior, unimix included", "B T S K"),
         "posterior_entropy": ("H[q]", "entropy of the posterior, nats", "B T"),
         "prior_entropy": ("H[p]", "entropy of the prior, nats", "B T"),
-        "kl": ("KL(q‖p)", "what the prior did not foresee, nats", "B T"),
+        "kl": ("KL(q‖p)", "what the prior failed to foresee", "B T"),
         "s": ("s_t", "features [h_t, z_t]", "B T F"),
-        "x_hat": ("x̂_t", "observation, decoded (vector: symlog)", "B T X"),
+        "x_hat": ("x̂_t", "what the decoder makes of s_t", "B T X"),
         "r_hat": ("r̂_t", "reward, predicted", "B T"),
         "c_hat": ("ĉ_t", "continue, predicted", "B T"),
         "decoder": ("-ln p(x_t|s_t)", "decoder loss", "B T"),
         "reward": ("-ln p(r_t|s_t)", "reward loss", "B T"),
         "continue": ("-ln p(c_t|s_t)", "continue loss", "B T"),
-        "dynamics": ("L_dyn", "KL(sg(q)‖p), not below the free bits", "B T"),
-        "representation": ("L_rep", "KL(q‖sg(p)), not below the free bits", "B T"),
+        "dynamics": ("L_dyn", "the KL that teaches the prior", "B T"),
+        "representation": ("L_rep", "the KL that teaches the posterior", "B T"),
     },
     "Critic learning: dreams from every state (Eq. 4-5)": {
         "dream_s": ("s_t", "dreamed features", "N H+1 F"),
         "dream_a": ("a_t ~ π", "dreamed actions", "N H A"),
         "dream_r": ("r_t", "dreamed rewards", "N H+1"),
-        "dream_c": ("c_t", "chance to go on, discount included", "N H+1"),
+        "dream_c": ("c_t", "chance to go on, discounted", "N H+1"),
         "values": ("v(s_t)", "values of the critic", "N H+1"),
         "slow_values": ("v'(s_t)", "values of the slow critic", "N H"),
         "returns": ("R^λ_t", "λ-returns", "N H"),
@@ -79,7 +79,7 @@ QUANTITIES = {
         "actor": ("Eq. 6", "actor loss", "N H"),
     },
     "The critic on replayed rows": {
-        "bootstrap": ("R^λ_0", "dreamed return of each row's state", "B T"),
+        "bootstrap": ("R^λ_0", "dreamed return of each row", "B T"),
         "replay_returns": ("R^λ_t", "λ-returns of real rewards", "B T-1"),
     },
 }
@@ -88,6 +88,7 @@ SCALES = {"prediction": "beta_pred", "dynamics": "beta_dyn", "representation": "
 PARTS = ("decoder", "reward", "continue")  # of the prediction loss
 WORLD = {"encoder": "encoder", "sequence": "sequence", "posterior": "posterior", "prior": "prior",
          "decoder": "decoder", "reward": "reward", "continue": "continue_"}
+MODULES = (*WORLD, "actor", "critic")
 
 
 class Explained(NamedTuple):
@@ -267,12 +268,12 @@ def report(explained, config, env):
 
 def _quantities(values):
     for section, rows in QUANTITIES.items():
-        lines = [f"{section}\n{'':16}{'':38}{'shape':24}{'least':>8}{'mean':>9}{'most':>9}"]
+        lines = [f"{section}\n{'':15}{'':35}{'shape':23}{'least':>9}{'mean':>9}{'most':>9}"]
         for name, (symbol, meaning, letters) in rows.items():
             value = np.asarray(values[name], float)
             numbers = "".join(f"{_number(part):>9}"
                               for part in (value.min(), value.mean(), value.max()))
-            lines.append(f"{symbol:16}{meaning:38}{_shape(letters, value.shape):23}{numbers}")
+            lines.append(f"{symbol:15}{meaning:35}{_shape(letters, value.shape):23}{numbers}")
         yield "\n".join(lines)
 
 
@@ -294,21 +295,21 @@ def _loss_table(explained, config):
 
 
 def _slope_table(slopes):
-    first = next(iter(slopes.values()))
-    widths = {module: max(9, len(module) + 2) for module in first}
+    widths = {module: max(8, len(module) + 1) for module in MODULES}
     lines = ["Norm of the gradient that each loss sends to each module, before its scale\n" + " " * 15
              + "".join(f"{module:>{width}}" for module, width in widths.items())]
-    for name in ("prediction", *PARTS, *SCALES):
+    first, *others = SCALES
+    for name in (first, *PARTS, *others):
         cells = (f"{_number(slopes[name][module]):>{width}}" for module, width in widths.items())
-        line = f"{_words(name):15}" + "".join(cells)
-        lines += [line] * (line not in lines)  # prediction stands in front of its parts
+        lines.append(f"{_words(name):15}" + "".join(cells))
     return "\n".join(lines)
 
 
 def _moved_table(explained):
     lines = [f"The update: gradient norm {_number(explained.metrics['optimizer/grad_norm'])} before "
              f"clipping\n{'':15}{'weights':>10}{'change':>10}{'share':>10}"]
-    for name, (weights, change) in explained.moved.items():
+    for name in MODULES:
+        weights, change = explained.moved[name]
         lines.append(f"{name:15}{_number(weights):>10}{_number(change):>10}"
                      f"{_number(change / weights):>10}")
     return "\n".join(lines)
