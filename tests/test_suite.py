@@ -95,11 +95,11 @@ def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numb
     (folder / "run" / "checkpoints" / "1.json").touch()
     (folder / "run" / "metrics.jsonl").write_text('{"charts/score_return": 1.0}\n')
     (folder / "run" / "config.yaml").write_text(config.dump(numbers))
-    assert runs.train(runs.Run("it", numbers, folder)) == 0 and not begun
+    assert runs.train(runs.Run(numbers, folder)) == 0 and not begun
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert runs.train(runs.Run("it", numbers, folder)) == 0 and "--resume" in begun[0]
+    assert runs.train(runs.Run(numbers, folder)) == 0 and "--resume" in begun[0]
     other = runs.resolved(tiny, "Catch-bsuite", 1)
-    assert runs.train(runs.Run("it", other, folder)) == 0 and "--logdir" in begun[1]
+    assert runs.train(runs.Run(other, folder)) == 0 and "--logdir" in begun[1]
     assert not (folder / "run").exists()
 
 

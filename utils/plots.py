@@ -167,6 +167,50 @@ def scaling(path, panels):
         figure.savefig(path, format="png")
 
 
+def ablations(path, results):
+    """Draw learning curves without one part at a time, beside the full agent's, into a PNG file.
+
+    `results` as ablations.json of utils/ablations.py: {environment: {ablation: its seeds}}."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    panels = {env: [name for name in found if name != "full"] or ["full"]
+              for env, found in results.items()}
+    columns = min(4, max(len(names) for names in panels.values()))
+    heights = [math.ceil(len(names) / columns) for names in panels.values()]
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(figsize=(3.3 * columns, 2.6 * sum(heights) + 0.9), layout="constrained")
+        blocks = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for block, rows, (env, names) in zip(blocks, heights, panels.items()):
+            block.suptitle(env)
+            axes = block.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+            for ax, name in zip(axes, names):
+                _draw_ablation(ax, name, results[env])
+            for ax in list(axes)[len(names):]:
+                ax.set_visible(False)
+            block.supxlabel("environment steps", fontsize="medium")
+            block.supylabel("evaluation return", fontsize="medium")
+        handles = {line.get_label(): line for block in blocks for ax in block.axes
+                   for line in ax.lines if not line.get_label().startswith("_")}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+        figure.savefig(path, format="png")
+
+
+def _draw_ablation(ax, name, found):
+    """One ablation: its seeds and their mean, above the mean of the full agent."""
+    for one, colour, label in (("full", GREY, "full agent"), (name, VERMILION, "without one part")):
+        if one not in found:
+            continue
+        curves = [(seed["seed"], *zip(*seed["curve"])) for seed in found[one]["seeds"]]
+        for _, steps, returns in curves if one == name else ():
+            ax.plot(steps, returns, lw=0.9, color=ORANGE, label="_seed")
+        steps, mean, _ = mean_curve(curves)
+        style = "--" if one == "full" else "-"
+        ax.plot(steps, mean, style, lw=2.2, color=colour, label=f"{label}, mean of its seeds")
+        scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=3)
+    ax.set_title(name.replace("_", " "), fontsize="medium")
+
+
 def draw_returns(ax, train, evaluations, solved):
     """Draw the returns of training episodes and evaluations, and what counts as solved."""
     steps, returns = train

@@ -26,15 +26,21 @@ POINTS = 50  # of a stored learning curve, at most
 
 
 class Run(NamedTuple):
-    """A run to be made: what it is called, its numbers, its folder."""
+    """A run to be made: its numbers, its folder, and what was switched off in it, if anything."""
 
-    name: str
     config: Any
     folder: Path
+    ablation: str = ""
+
+    @property
+    def name(self):
+        """What it is called."""
+        run = self.config.run
+        return f"{self.ablation}{', ' * bool(self.ablation)}{run.env}, seed {run.seed}"
 
 
 def make(runs, known, keep):
-    """Make each run, unless known(config); then keep(config, result) -> exit status
+    """Make each run, unless known(run); then keep(run, result) -> exit status
 
     It is 1 where a run failed, 130 if stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -48,7 +54,7 @@ def make(runs, known, keep):
 
 def _done(run, known, keep):
     """Make one run, unless it is there or another process is at it -> whether it did not fail"""
-    config, folder = run.config, run.folder
+    folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
         held = lock(folder)
@@ -56,13 +62,13 @@ def _done(run, known, keep):
         print(f"{run.name}: another process is at it", flush=True)
         return True
     try:
-        if known(config):
+        if known(run):
             print(f"{run.name}: done before", flush=True)
             return True
         status = train(run)
         if status == 0:
-            found = result(config, folder / "run")
-            keep(config, found)
+            found = result(run.config, folder / "run")
+            keep(run, found)
             print(f"{run.name}: {found['score']:.4g} after {found['steps']:,} steps, "
                   f"{found['seconds']:.0f} s", flush=True)
         else:

@@ -44,17 +44,17 @@ def main(argv=None):
 
 def _run(flags, env, seed):
     folder = flags.runs / f"{env}-{seed}".replace(":", "-")
-    return runs.Run(f"{env}, seed {seed}", runs.resolved(flags.config, env, seed), folder)
+    return runs.Run(runs.resolved(flags.config, env, seed), folder)
 
 
-def _known(flags, config):
-    seeds = read(flags.results).get(config.run.env, {"seeds": []})["seeds"]
-    return runs.mark(config) in [seed["mark"] for seed in seeds]
+def _known(flags, run):
+    seeds = read(flags.results).get(run.config.run.env, {"seeds": []})["seeds"]
+    return runs.mark(run.config) in [seed["mark"] for seed in seeds]
 
 
-def _keep(flags, config, result):
+def _keep(flags, run, result):
     """Put a run into the results, in the place of an older one of its seed, and draw them."""
-    runs.update(flags.results / RESULTS, partial(_with, flags, config, result), partial(
+    runs.update(flags.results / RESULTS, partial(_with, flags, run.config, result), partial(
         plots.suite, flags.results / PICTURE,
         references={name: one.score for name, one in REFERENCES.items()}))
 

@@ -1,0 +1,112 @@
+"""Trains the agent without one of its parts at a time, and draws what each part is worth.
+
+    python -m utils.ablations --env CartPole-v1 --seeds 3
+
+A part is switched off by a block of the YAML whose name begins with no_. How runs are made, and
+each only once: utils/runs.py.
+"""
+
+import sys
+from functools import partial
+
+import numpy as np
+
+import gymnax_wrappers
+from utils import cli, plots, runs
+from utils import config as configuration
+
+RESULTS, PICTURE = "ablations.json", "ablations.png"
+ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
+FULL, PREFIX = "full", "no_"  # the agent with all its parts, and how the names of others begin
+
+
+def main(argv=None):
+    """The command -> exit status: 0, 1 where a run failed, 2 for a wrong flag, 130 if stopped"""
+    try:
+        flags = _flags(argv)
+        if flags.table:
+            print(table(runs.read(flags.results / RESULTS)))
+            return 0
+        names = [FULL, *(flags.preset or ablations(flags.config))]
+        plan = [(name, env, seed) for seed in range(flags.seeds) for env in flags.env
+                for name in names]
+        planned = [_run(flags, *run) for run in plan]
+        for env in flags.env:
+            gymnax_wrappers.make(env)
+        for folder in (flags.results, flags.runs):
+            folder.mkdir(parents=True, exist_ok=True)
+        runs.read(flags.results / RESULTS)  # if it is broken, that is said before anything runs
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.ablations")
+    return runs.make(planned, partial(_known, flags), partial(_keep, flags))
+
+
+def ablations(path):
+    """The names of the blocks in a YAML file that switch a part off.
+
+    Raises: ConfigError, also where there is none."""
+    names = [name for name in configuration.presets(path) if name.startswith(PREFIX)]
+    if not names:
+        raise configuration.ConfigError(f"{path}: no preset begins with {PREFIX}")
+    return names
+
+
+def _run(flags, name, env, seed):
+    config = runs.resolved(flags.config, env, seed, [] if name == FULL else [name])
+    folder = flags.runs / f"{name}-{env}-{seed}".replace(":", "-")
+    return runs.Run(config, folder, name)
+
+
+def _known(flags, run):
+    found = runs.read(flags.results / RESULTS).get(run.config.run.env, {}).get(run.ablation, {})
+    return runs.mark(run.config) in [seed["mark"] for seed in found.get("seeds", [])]
+
+
+def _keep(flags, run, result):
+    """Put a run into the results, in the place of an older one of its seed, and draw them."""
+    runs.update(flags.results / RESULTS, partial(_with, run, result),
+                partial(plots.ablations, flags.results / PICTURE))
+
+
+def _with(run, result, results):
+    """The results with one more: {environment: {ablation: its seeds}}, the full agent first."""
+    env, name = run.config.run.env, run.ablation
+    found = results.get(env, {})
+    found[name] = runs.with_seed(found.get(name, {}), result)
+    order = sorted(found, key=lambda one: one != FULL)
+    return results | {env: {one: found[one] for one in order}}
+
+
+def table(results):
+    """The results as markdown, one row an ablation: mean of all evaluations of a run, and score."""
+    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    rows = [["", *(f"{env}, {what}" for env in results for what in ("learning", "score"))]]
+    rows.append(["---"] + ["---:"] * (len(rows[0]) - 1))
+    for name in names:
+        cells = [cell for found in results.values() for cell in _cells(found.get(name))]
+        rows.append([f"`{name}`", *cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _cells(found):
+    if found is None:
+        return "-", "-"
+    learning = [np.mean([value for _, value in seed["curve"]]) for seed in found["seeds"]]
+    return tuple("{:,.1f} ± {:,.1f}".format(*plots.mean_interval(values)) for values in
+                 (learning, [seed["score"] for seed in found["seeds"]]))
+
+
+def _flags(argv):
+    parser = runs.parser("utils.ablations", __doc__.splitlines()[0], ("ablations", "ablations"))
+    parser.add_argument("--env", metavar="ID", action="append",
+                        help=f"an environment; may be repeated (default: {' and '.join(ENVIRONMENTS)})")
+    parser.add_argument("--preset", metavar="NAME", action="append",
+                        help="a block that switches something off; may be repeated "
+                        f"(default: all that begin with {PREFIX})")
+    flags = runs.parsed(parser, argv)
+    flags.env = flags.env or ENVIRONMENTS
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(main())
