@@ -1,0 +1,122 @@
+"""What --explain prints of one update is what dreamer.py computes, in its order."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import dreamer
+import gymnax_wrappers
+from utils import cli, config, explain
+from utils.settings import Config
+
+README = Path(__file__).parent.parent / "README.md"
+# The latents of an untrained agent are to be above the free bits: below, no gradient flows.
+SETS = ["learning.free_bits=0", "model.bins=41"]
+
+
+def _explained(env, preset):
+    """(Explained, configuration, environment) of a small agent."""
+    settings = explain.tiny(config.load("dreamer.yaml", Config, [preset], SETS))
+    env = gymnax_wrappers.make(env)
+    return explain.explain(settings, env), settings, env
+
+
+@pytest.fixture(scope="module")
+def cartpole():
+    """One update of a small agent in CartPole."""
+    return _explained("CartPole-v1", "debug")
+
+
+def test_the_scaled_losses_add_up_to_the_total_loss(cartpole):
+    (explained, settings, _) = cartpole
+    parts = [getattr(settings.learning, key) * explained.losses[name]
+             for name, key in explain.SCALES.items()]
+    assert_allclose(sum(parts), explained.total, rtol=1e-5)
+
+
+def test_the_quantities_are_those_from_which_the_losses_are_made(cartpole):
+    (explained, _, _), values = cartpole, cartpole[0].values
+    for name in ("decoder", "reward", "continue", "dynamics", "representation"):
+        assert_allclose(values[name].mean(), explained.losses[name], rtol=1e-4)
+    for name in ("critic", "actor"):
+        weighted = (values["weights"] * values[name]).mean()
+        assert_allclose(weighted, explained.losses[name], rtol=1e-4)
+    for name, metric in (("returns", "dream/return"), ("values", "dream/value"),
+                         ("policy_entropy", "actor/entropy"),
+                         ("prior_entropy", "latents/prior_entropy")):
+        assert_allclose(values[name].mean(), explained.metrics[metric], rtol=1e-4)
+    assert_allclose(values["return_range"][1], explained.metrics["actor/return_high"], rtol=1e-4)
+
+
+def test_gradients_are_zero_exactly_where_the_table_of_the_readme_has_a_bar(cartpole):
+    text = README.read_text(encoding="utf-8")
+    table = text.partition("<!-- gradients -->")[2].partition("<!-- /gradients -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in table.strip().splitlines()]
+    for loss, *cells in rows[2:]:
+        slopes = cartpole[0].slopes[loss.replace(" ", "_")]
+        found = ["yes" if slopes[module] else "-" for module in rows[0][1:]]
+        assert (loss, found) == (loss, cells)
+
+
+def test_every_module_is_moved_by_the_update(cartpole):
+    moved = cartpole[0].moved
+    assert list(explain.MODULES) == sorted(moved, key=explain.MODULES.index)
+    assert all(0.0 < change < weights for weights, change in moved.values())
+
+
+def test_the_text_names_every_quantity_in_the_order_of_the_computation(cartpole):
+    said = explain.report(*cartpole)
+    places = [said.index(title) for title in explain.QUANTITIES]
+    assert places == sorted(places)
+    rows = [f"{symbol:15}{meaning}" for rows in explain.QUANTITIES.values()
+            for symbol, meaning, _ in rows.values()]
+    places = [said.index(row) for row in rows]
+    assert places == sorted(places) and len(set(rows)) == len(cartpole[0].values)
+    assert max(len(line) for line in said.splitlines()) <= 110
+
+
+def test_a_letter_has_one_size_in_all_shapes(cartpole):
+    said, sizes = explain.report(*cartpole), {}
+    for shape in re.findall(r"\[([^\]]*\d)\]", said):
+        for letter, size in re.findall(r"([A-Z](?:[+-]1)?) (\d+)", shape):
+            assert sizes.setdefault(letter, size) == size, letter
+    assert (sizes["B"], sizes["T"], sizes["N"], sizes["T+1"]) == ("3", "5", "15", "6")
+
+
+def test_the_least_mean_and_most_are_those_of_the_quantity(cartpole):
+    (line,) = re.findall(r"^R\^λ_t +λ-returns +\[.*\] +(.*)$", explain.report(*cartpole), re.M)
+    returns = cartpole[0].values["returns"]
+    numbers = [float(word) for word in line.split()]
+    assert_allclose(numbers, [returns.min(), returns.mean(), returns.max()], rtol=1e-2)
+
+
+def test_the_flag_asks_for_the_tool_with_the_numbers_of_all_other_flags():
+    command = cli.parse(["--explain", "--env", "Pendulum-v1", "--preset", "debug", "--set",
+                         "learning.eta=0.5"], Config, "")
+    assert command.tool == cli.EXPLAIN and command.run is None
+    assert (command.config.run.env, command.config.learning.eta) == ("Pendulum-v1", 0.5)
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--seeds", "2"], "--explain: cannot be used with --seeds"),
+    (["--logdir", "x"], "--explain: cannot be used with --logdir"),
+    (["--world-model-only"], "--explain: cannot be used with --world-model-only"),
+    (["--env", "CartPole"], "did you mean CartPole-v1"),
+    (["--set", "learning.eat=1"], "did you mean 'eta'?"),
+])
+def test_a_flag_that_explain_has_no_use_for_gets_one_line(flags, said, capsys):
+    assert dreamer.main(["--explain", *flags]) == 2
+    found = capsys.readouterr()
+    assert said in found.err and found.err.count("\n") == 1 and found.out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "FrozenLake-misc"])
+def test_every_kind_of_world_is_explained(env, capsys):
+    assert dreamer.main(["--explain", "--env", env, "--preset", "debug"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(env) and "nan" not in said and "inf" not in said
