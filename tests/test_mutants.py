@@ -1,4 +1,4 @@
-"""The suite finds every classic mistake of tests/mutants.py, and the students' page tells of each."""
+"""The suite finds every classic mistake of tests/mutants.py, and the page tells of each."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import pytest
 
 from tests import mutants
 from tests.mutants import MUTANTS, ROOT
+from utils import runs
 
 SIDE_BY_SIDE = 2  # processes
 PAGE = ROOT / "docs" / "mistakes.md"
@@ -79,6 +80,13 @@ def test_no_mistake_is_listed_twice_and_every_change_changes_something():
 def test_the_page_for_students_is_the_one_of_this_list():
     assert PAGE.read_text(encoding="utf-8") == mutants.page(), (
         "fill it by: python -m tests.mutants --page > docs/mistakes.md")
+
+
+def test_what_is_said_to_be_seen_was_seen_in_a_run_that_is_kept():
+    found = runs.read(mutants.CURVES)
+    assert {name for name, mutant in MUTANTS.items() if mutant.seen} == set(found) - {mutants.NONE}
+    assert found[mutants.NONE]["status"] == 0 and mutants.PICTURE.exists()
+    assert max(value for _, value in found[mutants.NONE]["curve"]) >= 475
 
 
 @pytest.mark.parametrize("flags, words", [

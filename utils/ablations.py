@@ -99,7 +99,8 @@ def _cells(found):
 def _flags(argv):
     parser = runs.parser("utils.ablations", __doc__.splitlines()[0], ("ablations", "ablations"))
     parser.add_argument("--env", metavar="ID", action="append",
-                        help=f"an environment; may be repeated (default: {' and '.join(ENVIRONMENTS)})")
+                        help="an environment; may be repeated (default: "
+                        f"{' and '.join(ENVIRONMENTS)})")
     parser.add_argument("--preset", metavar="NAME", action="append",
                         help="a block that switches something off; may be repeated "
                         f"(default: all that begin with {PREFIX})")

@@ -296,8 +296,8 @@ def _loss_table(explained, config):
 
 def _slope_table(slopes):
     widths = {module: max(8, len(module) + 1) for module in MODULES}
-    lines = ["Norm of the gradient that each loss sends to each module, before its scale\n" + " " * 15
-             + "".join(f"{module:>{width}}" for module, width in widths.items())]
+    lines = ["Norm of the gradient that each loss sends to each module, before its scale",
+             " " * 15 + "".join(f"{module:>{width}}" for module, width in widths.items())]
     first, *others = SCALES
     for name in (first, *PARTS, *others):
         cells = (f"{_number(slopes[name][module]):>{width}}" for module, width in widths.items())
@@ -306,8 +306,9 @@ def _slope_table(slopes):
 
 
 def _moved_table(explained):
-    lines = [f"The update: gradient norm {_number(explained.metrics['optimizer/grad_norm'])} before "
-             f"clipping\n{'':15}{'weights':>10}{'change':>10}{'share':>10}"]
+    norm = _number(explained.metrics["optimizer/grad_norm"])
+    lines = [f"The update: gradient norm {norm} before clipping",
+             f"{'':15}{'weights':>10}{'change':>10}{'share':>10}"]
     for name in MODULES:
         weights, change = explained.moved[name]
         lines.append(f"{name:15}{_number(weights):>10}{_number(change):>10}"

@@ -167,10 +167,11 @@ def scaling(path, panels):
         figure.savefig(path, format="png")
 
 
-def ablations(path, results):
-    """Draw learning curves without one part at a time, beside the full agent's, into a PNG file.
+def ablations(path, results, words="without one part"):
+    """Draw learning curves of changed agents, each beside the full agent's, into a PNG file.
 
-    `results` as ablations.json of utils/ablations.py: {environment: {ablation: its seeds}}."""
+    `results` as ablations.json of utils/ablations.py: {environment: {ablation: its seeds}}; `words`
+    say what was done to them."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -185,7 +186,7 @@ def ablations(path, results):
             block.suptitle(env)
             axes = block.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
             for ax, name in zip(axes, names):
-                _draw_ablation(ax, name, results[env])
+                _draw_ablation(ax, name, results[env], words)
             for ax in list(axes)[len(names):]:
                 ax.set_visible(False)
             block.supxlabel("environment steps", fontsize="medium")
@@ -196,9 +197,9 @@ def ablations(path, results):
         figure.savefig(path, format="png")
 
 
-def _draw_ablation(ax, name, found):
+def _draw_ablation(ax, name, found, words):
     """One ablation: its seeds and their mean, above the mean of the full agent."""
-    for one, colour, label in (("full", GREY, "full agent"), (name, VERMILION, "without one part")):
+    for one, colour, label in (("full", GREY, "full agent"), (name, VERMILION, words)):
         if one not in found:
             continue
         curves = [(seed["seed"], *zip(*seed["curve"])) for seed in found[one]["seeds"]]
@@ -206,9 +207,10 @@ def _draw_ablation(ax, name, found):
             ax.plot(steps, returns, lw=0.9, color=ORANGE, label="_seed")
         steps, mean, _ = mean_curve(curves)
         style = "--" if one == "full" else "-"
-        ax.plot(steps, mean, style, lw=2.2, color=colour, label=f"{label}, mean of its seeds")
+        label += ", mean of its seeds" if len(curves) > 1 else ""
+        ax.plot(steps, mean, style, lw=2.2, color=colour, label=label)
         scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=3)
-    ax.set_title(name.replace("_", " "), fontsize="medium")
+    ax.set_title(name.replace("_", " "), fontsize="small")
 
 
 def draw_returns(ax, train, evaluations, solved):
