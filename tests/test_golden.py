@@ -241,6 +241,7 @@ def test_the_three_prediction_terms_are_official_when_heads_and_targets_are():
         model=PAPER.model, is_image=False, decode=lambda latent: other["symlog_mse_pred"],
         reward=lambda s: s[:, :255], continue_=lambda s: s[:, 255:])
     rows = SimpleNamespace(x=other["symlog_mse_target"], r=twohot["twohot_target"][:5],
+                           is_last=np.ones(5),  # by a time limit, for all that is asked here
                            is_terminal=terminal_with(other["con_target"][:5]))
     logits, logit = twohot["twohot_logits"][:5], other["con_logit"][:5, None, None]
     terms = dreamer.prediction_loss(world, Latent(logits, logit), rows, PAPER.learning)
