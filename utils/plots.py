@@ -167,11 +167,11 @@ def scaling(path, panels):
         figure.savefig(path, format="png")
 
 
-def ablations(path, results, words="without one part"):
+def ablations(path, results, words=("full agent", "without one part")):
     """Draw learning curves of changed agents, each beside the full agent's, into a PNG file.
 
     `results` as ablations.json of utils/ablations.py: {environment: {ablation: its seeds}}; `words`
-    say what was done to them."""
+    are those of the legend."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -184,11 +184,12 @@ def ablations(path, results, words="without one part"):
         blocks = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
         for block, rows, (env, names) in zip(blocks, heights, panels.items()):
             block.suptitle(env)
-            axes = block.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-            for ax, name in zip(axes, names):
+            grid = block.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+            for ax, name in zip(grid.flat, names):
                 _draw_ablation(ax, name, results[env], words)
-            for ax in list(axes)[len(names):]:
-                ax.set_visible(False)
+            for index in range(len(names), rows * columns):
+                grid.flat[index].set_visible(False)
+                grid.flat[index - columns].tick_params(labelbottom=True)
             block.supxlabel("environment steps", fontsize="medium")
             block.supylabel("evaluation return", fontsize="medium")
         handles = {line.get_label(): line for block in blocks for ax in block.axes
@@ -199,7 +200,7 @@ def ablations(path, results, words="without one part"):
 
 def _draw_ablation(ax, name, found, words):
     """One ablation: its seeds and their mean, above the mean of the full agent."""
-    for one, colour, label in (("full", GREY, "full agent"), (name, VERMILION, words)):
+    for one, colour, label in (("full", GREY, words[0]), (name, VERMILION, words[1])):
         if one not in found:
             continue
         curves = [(seed["seed"], *zip(*seed["curve"])) for seed in found[one]["seeds"]]
