@@ -497,7 +497,8 @@ MUTANTS = {
         "reward and continue no longer teach the features.",
         "What matters for the reward but is small in the observation is not in the latents: in "
         "games of few pixels the reward loss stays high though the picture is sharp.",
-        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+        "test_gradient_flow.py::"
+        "test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says"),
     "kl-without-stop-gradient": Mutant(
         "dynamics_loss", "jax.lax.stop_gradient(posterior)", "posterior",
         "L_dyn moves the posterior too, with ten times the scale that L_rep gives it.",
@@ -546,7 +547,7 @@ MUTANTS = {
         "rewards of the next step are those of this one.",
         "test_equations.py::test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next"),
     "dream-starts-its-states-late": Mutant(
-        "dream", "features(last)[None]])", "features(last)[None]])[::-1]",
+        "dream", "time_first((s, a[:-1]))", "time_first((s[::-1], a[:-1]))",
         "the states of a dream stand in the opposite order to its actions.",
         "Actions are credited with what came before them: the actor loss is noise and the policy"
         " random.",
@@ -807,13 +808,15 @@ MUTANTS = {
         "the dream's networks are those that learn.",
         "Actor and critic losses reach reward, continue and prior heads: the world model dreams "
         "what flatters the policy, and the dynamics and continue losses rise.",
-        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+        "test_gradient_flow.py::"
+        "test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says"),
     "dream-starts-not-stopped": Mutant(
         "agent_losses", "x.shape[2:]), jax.lax.stop_gradient(latent))", "x.shape[2:]), latent)",
         "the states from which dreams start carry a gradient back.",
         "Actor and critic losses on dreams teach the encoder: the features drift with the "
         "policy, and the losses of the world model become restless.",
-        "test_gradient_flow.py::test_every_loss_teaches_exactly_the_networks_that_the_table_says"),
+        "test_gradient_flow.py::"
+        "test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says"),
     "bootstrap-with-the-last-return": Mutant(
         "agent_losses", "returns[:, 0]", "returns[:, -1]",
         "replayed returns go on from the last dreamed return, 15 steps later.",
@@ -869,7 +872,8 @@ MUTANTS = {
         " and acting, which cannot know it, is worse than the losses promise.",
         "test_wiring.py::test_the_fresh_state_of_a_row_is_written_to_that_row"),
     "latents-never-refreshed": Mutant(
-        "learn", "{\"h\": latent.h, \"z\": classes}", "{}",
+        "learn", "index._replace(place=index.place[:, 1:]), fresh)",
+        "index._replace(place=index.place[:, 1:]), {})",
         "stored states stay those of the weights that played.",
         "Sequences start from states that the model no longer understands; with short sequences "
         "the decoder loss of old episodes rises.",
