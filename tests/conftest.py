@@ -17,8 +17,9 @@ import pytest
 HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # jax's setting, as processes that tests start read it
 
 os.environ[HURRY] = "1"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing of a test stays on this machine
 jax.config.update(HURRY.lower(), True)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing of a test stays on this machine
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,8 @@ import dreamer
 from utils import bench, xla
 from utils.settings import MAY_CHANGE
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.mark.parametrize("flags, said", [
     (["--size", "size3m"], r"'size3m'.*size1m"),
@@ -19,6 +22,7 @@ from utils.settings import MAY_CHANGE
     (["--horizon", "x"], r"learning\.imagination: .*'x'"),
     (["--scaling", "--batch", "8"], r"--scaling: .*without other flags"),
     (["--sise", "size1m"], r"--sise"),
+    (["--table"], r"bench\.json: no such file"),
 ])
 def test_a_wrong_flag_is_one_line_and_status_2(flags, said, capsys, tmp_path):
     assert bench.main([*flags, "--results", str(tmp_path / "new")]) == 2
@@ -26,13 +30,20 @@ def test_a_wrong_flag_is_one_line_and_status_2(flags, said, capsys, tmp_path):
     assert line.count("\n") == 1 and re.search(said, line) and not (tmp_path / "new").exists()
 
 
-def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path, capsys):
+def test_a_point_of_the_scaling_has_what_is_drawn(monkeypatch):
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    found = bench.measure(bench.Point("small", "debug", ("run.envs=4",)), briefly=True)
+    assert found["update_units"][0] == pytest.approx(found["update_ms"][0] / found["unit_ms"])
+    assert found["acting_steps_per_second"] > 0 and bench._line(found).count("-") == 6
+
+
+@pytest.mark.slow
+def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "_alone", lambda point, briefly: bench.measure(point, briefly))
     assert bench.main(["--size", "debug", "--envs", "4", "--results", str(tmp_path)]) == 0
     [found] = json.loads((tmp_path / bench.ONE).read_text())["points"]
     assert found["name"] == "debug envs 4" and all(found[key] for key in found)
-    assert found["update_units"][0] == pytest.approx(found["update_ms"][0] / found["unit_ms"])
     reached = found["operations"] / found["update_ms"][0] / (bench.UNIT / found["unit_ms"])
     assert found["share_of_product"] == pytest.approx(reached) and reached < 1
     assert found["compile_again_s"] < found["compile_s"]
@@ -91,3 +102,10 @@ def test_only_large_programs_are_compiled_thoroughly(point, options):
 
 def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():
     assert "run.compile_cache" in MAY_CHANGE["resume"]
+
+
+def test_the_readme_shows_the_figures_that_were_measured(capsys):
+    assert bench.main(["--table", "--results", str(ROOT / "docs")]) == 0
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- bench -->")[2].partition("<!-- /bench -->")[0]
+    assert shown == f"\n\n```\n{capsys.readouterr().out}```\n\n"

@@ -22,6 +22,7 @@ def _checked(names):
                           capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_each_mistake_makes_the_test_fail_that_is_named_beside_it():
     """In processes of their own: so many copies of dreamer.py leave no trace in this one."""
     by_test = sorted(MUTANTS, key=lambda name: MUTANTS[name].killer)

@@ -27,7 +27,8 @@ TIMES = ("time/",)  # names that begin so are measured by a clock
 
 def _run(folder, *flags, cache=None):
     command = [sys.executable, ROOT / "dreamer.py", *flags]
-    environment = os.environ | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
+    environment = os.environ | ({"JAX_ENABLE_COMPILATION_CACHE": "true",
+                                 "JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done

@@ -1,6 +1,10 @@
 """Samples are successive rows that were written; in a compiled loop nothing is ever copied."""
 
+import subprocess
+import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -153,3 +157,23 @@ def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column():
     smallest = min(bytes_of(column) for column in loop.replay.rows)
     assert smallest == MILLION and used.temp_size_in_bytes < 0.2 * smallest
     assert used.alias_size_in_bytes >= bytes_of(loop.replay)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_run_of_50000_steps_with_a_million_rows_does_not_grow(tmp_path):
+    sets = ["replay.capacity=1000000", "run.envs=16", "run.prefill=1040", "run.train_ratio=1",
+            "run.chunk=1000", "run.eval_every=1000000", "run.save_every=1000000"]
+    command = [sys.executable, "dreamer.py", "--preset", "debug", "--steps", "50000",
+               "--logdir", str(tmp_path / "run"), *(f"--set={one}" for one in sets)]
+    log, sizes = tmp_path / "run" / "metrics.jsonl", []
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if log.exists() and log.stat().st_size:  # all is compiled, and the replay allocated
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                sizes += [int(line.split()[1]) / 1e3 for line in status.splitlines()
+                          if line.startswith("VmRSS")]
+            time.sleep(0.2)
+    assert process.returncode == 0 and len(sizes) > 20
+    first, last = np.median(sizes[2:7]), np.median(sizes[-12:-7])  # before the end's picture
+    print(f"\n{first:.0f} MB after the first chunk, {last:.0f} MB at the end")
+    assert last < first + 20

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ def cache(tmp_path_factory):
 
 def _start(cache, *flags, cwd=ROOT):
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -88,21 +90,29 @@ def _assert_same_run(run, other):
         assert all(np.array_equal(kept[name], kept_too[name]) for name in kept)
 
 
-def test_a_run_that_was_killed_at_ten_random_moments_ends_as_if_nothing_had_happened(
-        whole, cache, tmp_path):
-    run, moments, kills = tmp_path / "run", random.Random(0), 0
+def _killed(cache, run, times):
+    """A run that was killed and resumed, again and again at random moments: what it said then."""
+    moments, kills = random.Random(run.name), 0
     process = _start(cache, *FLAGS, "--logdir", run)
-    while kills < 10:
+    while kills < times:
         _wait_for_step(process, run, _last_step(run) + 1)
         time.sleep(moments.uniform(0.0, 0.08))  # about the time of a chunk and its save
         process.kill()
         kills += process.wait() == -signal.SIGKILL  # not one that had just ended
         process.communicate()
         process = _start(cache, "--resume", run)
-    status, out, err = _finish(process)
-    assert status == 0, err
-    assert f"resuming     {run} from step" in out
-    _assert_same_run(whole, run)
+    return _finish(process)
+
+
+def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happened(
+        whole, cache, tmp_path):
+    killed = [tmp_path / "one", tmp_path / "other"]
+    with ThreadPoolExecutor() as pool:  # of two, which takes half the time of one with ten
+        ends = list(pool.map(partial(_killed, cache, times=5), killed))
+    for run, (status, out, err) in zip(killed, ends):
+        assert status == 0, err
+        assert f"resuming     {run} from step" in out
+        _assert_same_run(whole, run)
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,9 @@ def main(argv=None):
     """The command -> exit status: 0, or 2 for a wrong flag"""
     try:
         flags = _flags(argv)
+        if flags.table:
+            print(table(json.loads((flags.results / RESULTS).read_text(encoding="utf-8"))))
+            return 0
         points = _points(flags)
         for point in points:
             _config(point)  # whatever is wrong with it is said before anything runs
@@ -95,13 +98,22 @@ def main(argv=None):
         found = [_alone(point, flags.scaling) for point in points]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    report = {"machine": machine(), "points": found}
+    report = {"machine": machine() | {"device": jax.devices()[0].device_kind}, "points": found}
     if flags.scaling:
         plots.scaling(flags.results / PICTURE, _panels(found))
     name = FIGURES if flags.scaling else RESULTS if points[:1] == POINTS[:1] else ONE
     weights.replace(flags.results / name, (json.dumps(report, indent=1) + "\n").encode())
     print(f"written      {flags.results / name}")
     return 0
+
+
+def table(report):
+    """The figures of a report as text, under the machine that they were measured on."""
+    about = report["machine"]
+    head = (f"{about['machine']['cpus']} x {about['machine']['model']}, {about['device']}, jax "
+            f"{about['versions']['jax']}, {about['date']}; a unit is "
+            f"{statistics.median(point['unit_ms'] for point in report['points']):.0f} ms")
+    return "\n".join([head, "", COLUMNS, *map(_line, report["points"])])
 
 
 def _points(flags):
@@ -294,6 +306,7 @@ def _flags(argv):
         parser.add_argument(f"--{flag}", metavar="N", help=f"one point, with this {key}")
     parser.add_argument("--scaling", action="store_true",
                         help=f"measure how cost grows, and draw {PICTURE}")
+    parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and leave")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path("docs"),
                         help=f"folder of what is written (default: docs; {RESULTS})")
     return parser.parse_args(argv)

@@ -19,6 +19,7 @@ from utils.config import ConfigError, nearest
 FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
          "requirements.txt", "pytest.ini", "README.md", "LICENSE", ".gitignore", "docs", "utils")
 TEACHERS = ("equations.py", "handout.py", "grade.py")  # of utils/
+TELLING = "mistakes.md"  # of docs/: it shows the lines that are changed
 ASSIGNMENT = "ASSIGNMENT.md"
 
 
@@ -146,7 +147,7 @@ def copy_project(out):
     others = {path.name for path in (root / "tests").glob("*.py")} - named
     out.mkdir()
     for name in FILES:
-        source, ignored = root / name, shutil.ignore_patterns("__pycache__", *TEACHERS)
+        source, ignored = root / name, shutil.ignore_patterns("__pycache__", TELLING, *TEACHERS)
         if source.is_dir():
             shutil.copytree(source, out / name, ignore=ignored)
         else:
