@@ -28,7 +28,7 @@ TIMES = ("time/",)  # names that begin so are measured by a clock
 def _run(folder, *flags, cache=None):
     command = [sys.executable, ROOT / "dreamer.py", *flags]
     environment = os.environ | ({"JAX_ENABLE_COMPILATION_CACHE": "true",
-                                 "JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
+                                 "XDG_CACHE_HOME": str(cache)} if cache else {})
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
@@ -40,7 +40,7 @@ def _rows(path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Where the first run leaves what it compiled, so that a run of another seed need not."""
+    """The user's cache folder, where the first run leaves what it compiled for all others."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -161,6 +161,17 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(
     assert told == again
     assert told != another
     assert (same / "scores.jsonl").read_bytes() == (run / "scores.jsonl").read_bytes()
+
+
+def test_a_second_start_compiles_nothing_that_the_first_compiled(
+        finished, cache, in_full, tmp_path):
+    _, run = finished
+    kept = {path.name for path in (cache / "dreamer").glob("*/*-cache")}
+    assert {name.partition("-")[0] for name in kept} >= {
+        "jit_init", "jit_collect", "jit_train_chunk", "jit_evaluate"}
+    with in_full():
+        _run(run, "--config", run / "config.yaml", "--logdir", tmp_path / "run", cache=cache)
+    assert {path.name for path in (cache / "dreamer").glob("*/*-cache")} == kept
 
 
 def test_help_lists_every_hyperparameter_with_its_value_and_the_papers(tmp_path, capsys):
