@@ -18,6 +18,7 @@ SETTINGS = ("jax_default_matmul_precision", "jax_compilation_cache_dir",
 @pytest.fixture(autouse=True)
 def _as_before():
     before = {name: getattr(jax.config, name) for name in SETTINGS}
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     for name, value in before.items():
         jax.config.update(name, value)

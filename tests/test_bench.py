@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,8 +11,6 @@ import pytest
 import dreamer
 from utils import bench, xla
 from utils.settings import MAY_CHANGE
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -102,10 +99,3 @@ def test_only_large_programs_are_compiled_thoroughly(point, options):
 
 def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():
     assert "run.compile_cache" in MAY_CHANGE["resume"]
-
-
-def test_the_readme_shows_the_figures_that_were_measured(capsys):
-    assert bench.main(["--table", "--results", str(ROOT / "docs")]) == 0
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.partition("<!-- bench -->")[2].partition("<!-- /bench -->")[0]
-    assert shown == f"\n\n```\n{capsys.readouterr().out}```\n\n"

@@ -59,7 +59,7 @@ def learn(env, start, updates, sets):
     lengths = [f"replay.capacity={capacity}", f"run.steps={ENVS * (FRESH + updates)}"]
     settings = config.load("dreamer.yaml", Config, ["debug"], SMALL + lengths + sets)
     program, _ = dreamer.build(settings, env)
-    loop, (place, now) = dreamer.init(program, jax.random.key(0)), start
+    loop, (place, now) = dreamer.init(program, jax.random.key(1)), start
     loop = loop._replace(player=loop.player._replace(env=place, now=now))
     loop, _ = dreamer.fill(program, loop, FRESH)
     for _ in range(CHUNKS):  # XLA gives memory back between its calls, not within one
