@@ -16,7 +16,8 @@ from utils.settings import MAY_CHANGE
 @pytest.mark.parametrize("flags, said", [
     (["--size", "size3m"], r"'size3m'.*size1m"),
     (["--batch", "0"], r"replay\.batch: .*0"),
-    (["--horizon", "x"], r"learning\.imagination: .*'x'"),
+    (["--horizon", "x"], r"--horizon: .*'x'"),
+    (["--envs", "x"], r"--envs: .*'x'"),
     (["--scaling", "--batch", "8"], r"--scaling: .*without other flags"),
     (["--sise", "size1m"], r"--sise"),
     (["--table"], r"bench\.json: no such file"),

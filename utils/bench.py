@@ -25,7 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import dreamer
 import gymnax_wrappers
-from utils import cli, plots, weights, xla
+from utils import cli, plots, runs, weights, xla
 from utils import config as configuration
 from utils.machine import machine
 from utils.settings import Config, rounds_per_chunk, updates_per_steps
@@ -85,7 +85,10 @@ def main(argv=None):
     try:
         flags = _flags(argv)
         if flags.table:
-            print(table(json.loads((flags.results / RESULTS).read_text(encoding="utf-8"))))
+            path = flags.results / RESULTS
+            if not path.exists():
+                raise configuration.ConfigError(f"{path}: no such file; without --table it is made")
+            print(table(runs.read(path)))
             return 0
         points = _points(flags)
         for point in points:
@@ -134,7 +137,7 @@ def _points(flags):
 
 def _sets(own):
     """Settings, as --set takes them; the prefill grows with what has to fit into it."""
-    rows = int(own.get("envs", 16)) * (int(own.get("length", 64)) + 1)
+    rows = own.get("envs", 16) * (own.get("length", 64) + 1)
     return (*(f"{KEYS[key]}={value}" for key, value in own.items()), f"run.prefill={2 * rows}")
 
 
@@ -303,7 +306,7 @@ def _flags(argv):
                         allow_abbrev=False)
     parser.add_argument("--size", metavar="PRESET", help="one point: a preset of dreamer.yaml")
     for flag, key in KEYS.items():
-        parser.add_argument(f"--{flag}", metavar="N", help=f"one point, with this {key}")
+        parser.add_argument(f"--{flag}", metavar="N", type=int, help=f"one point, with this {key}")
     parser.add_argument("--scaling", action="store_true",
                         help=f"measure how cost grows, and draw {PICTURE}")
     parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and leave")
