@@ -1,7 +1,7 @@
 """Classic mistakes: dreamer.py with one plausible error each, and the test that finds it.
 
     python -m tests.mutants                       the mistakes, by name
-    python -m tests.mutants NAME --steps 3000     train an agent with one, by dreamer.py's own flags
+    python -m tests.mutants NAME --steps 6000     train an agent with one, by dreamer.py's own flags
     python -m tests.mutants --check [NAME ...]    see that the test of each one fails with it
     python -m tests.mutants --page                docs/mistakes.md, the page for students
     python -m tests.mutants --curves [NAME ...]   train with each, into docs/mistakes.json and .png
@@ -30,7 +30,8 @@ from utils import config as configuration
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "dreamer.py"
 CURVES, PICTURE = ROOT / "docs" / "mistakes.json", ROOT / "docs" / "mistakes.png"
-RUN = ("--steps", "2400", "--episodes", "30")  # in which symptoms were seen: CartPole-v1, seed 0
+# In which symptoms were seen: CartPole-v1, seed 0.
+RUN = ("--steps", "2400", "--episodes", "30", "--set", "run.train_ratio=32")
 FLAGS = ("--check", "--curves", "--page", "--list")
 WORDS = ("without a mistake", "with the mistake")  # of the picture
 NONE = "full"  # the name of the agent without a mistake

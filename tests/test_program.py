@@ -181,7 +181,7 @@ def test_help_lists_every_hyperparameter_with_its_value_and_the_papers(tmp_path,
     for section, key, meaning, _ in config.rows(ours):
         (line,) = re.findall(rf"^{section}\.{key} .*$", said, re.MULTILINE)
         assert line.endswith(meaning)
-    for line in (r"model\.deter +64 +8192", r"run\.envs +2 +16", r"run\.steps +10000 +-"):
+    for line in (r"model\.deter +64 +8192", r"run\.envs +2 +16", r"run\.steps +20000 +-"):
         assert re.search(f"^{line} ", said, re.MULTILINE), line
 
 

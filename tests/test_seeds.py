@@ -22,7 +22,7 @@ SEEDS = 3
 
 
 class Lesson(NamedTuple):
-    """An agent that has filled its replay, the same one after a round, and what that left."""
+    """An agent that has filled its replay, the same one after two rounds, and what they left."""
 
     before: dreamer.Loop
     after: dreamer.Loop
@@ -35,7 +35,7 @@ def _lesson(functions, program, key):
     begin, prefill, learn_on, score = functions
     filled, _ = prefill(program, begin(program, key), 48)
     before = jax.tree.map(jnp.copy, filled)
-    learned = learn_on(program, filled, 1)
+    learned = learn_on(program, filled, 2)  # rounds of one update; the first has rate 0
     scores = score(program, before.agent.params, key)
     return jax.tree.map(_plain, Lesson(before, *learned, scores))
 

@@ -236,7 +236,7 @@ def test_the_block_of_an_environment_comes_first_and_presets_and_flags_win():
     assert debug.steps == 640 and debug.train_ratio == block["train_ratio"]
     assert cli.parse([*flags, "--steps", "5000"], Config, "").config.run.steps == 5000
     other = cli.parse([*flags[:2], "--env", "CartPole-v1"], Config, "").config.run
-    assert other.steps == 10_000
+    assert other.steps == 20_000
 
 
 def results():
