@@ -759,7 +759,7 @@ def train(program, session):
         loop = session.restore(begin(program, init_key))
         if not loop.replay.written.any():  # a new run, or one that was saved without its replay
             loop, finished = play_first(program, loop, run.prefill // run.envs)
-            session.episodes(run.prefill // run.envs * run.envs, finished)
+            session.filled(run.prefill // run.envs * run.envs, finished)
     chunk, going_on = chunk.result(), session.unfinished
     ahead = chunk(loop) if going_on else None  # which takes the arrays of `loop` for its own
     while going_on:

@@ -80,6 +80,7 @@ def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
     assert re.match(r"parameters   [\d,]+: encoder [\d,]+ · dynamics", rest[1])
     assert rest[2].startswith("compiling")
     assert all(re.search(r"steps .*eval .*train .*updates/s .*left", line) for line in rest[3:-2])
+    assert re.match(r" *96 steps +15% ", rest[3])  # those of the untrained policy come first
     pattern = r"score +([\d.]+) over 4 .* weights of step (\d+); (\d+) steps in \d+ s"
     score, kept, steps = re.match(pattern, rest[-2]).groups()
     last = _rows(run / "metrics.jsonl")[-1]

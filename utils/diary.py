@@ -82,6 +82,12 @@ class Diary:
         self.display.show(self._progress(speed))
         return is_best
 
+    def show(self):
+        """Show where the run stands before its first chunk, whose compilation takes a while."""
+        speed = {"elapsed": time.perf_counter() - self.began, "SPS": None,
+                 "updates_per_second": None}
+        self.display.show(self._progress(speed))
+
     def remember(self):
         """What a run that goes on after this chunk has to know, for `recall`, as JSON takes it."""
         return {"steps": self.steps, "updates": self.updates, "score": self.score,

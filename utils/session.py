@@ -245,10 +245,11 @@ class Session:
                 not going_on or steps // run.save_every > self.steps // run.save_every,
                 going_on)
 
-    def episodes(self, steps, finished):
-        """`steps` environment steps were made, in which these episodes ended."""
-        for run, part in self._apart(jax.device_get(finished)):
-            run.diary.episodes(steps, episodes(part, run.diary.steps))
+    def filled(self, steps, finished):
+        """`steps` environment steps were made before the first update, and these episodes ended."""
+        self._episodes(steps, finished)
+        for run in self.runs:
+            run.diary.show()
 
     def record(self, steps, updates, finished, metrics, params, found):
         """A chunk of training was made, in which these episodes ended, with metrics per update.
@@ -260,7 +261,7 @@ class Session:
         scores, metrics = evaluation(*found) if found else {}, jax.device_get(metrics)
         for run, values in self._apart(metrics):
             run.diary.check(steps, values)
-        self.episodes(steps, finished)
+        self._episodes(steps, finished)
         for run, (values, evaluated) in self._apart((metrics | scores, params)):
             if run.diary.chunk(updates, values):
                 run.best = evaluated
@@ -293,6 +294,10 @@ class Session:
                        self._env.solved)
         for run in self.runs:
             self._display.say(run.diary.summary(config.run.eval_episodes, run.folder))
+
+    def _episodes(self, steps, finished):
+        for run, part in self._apart(jax.device_get(finished)):
+            run.diary.episodes(steps, episodes(part, run.diary.steps))
 
     def _apart(self, tree):
         """(run, its part of the tree) for each run."""
