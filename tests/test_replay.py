@@ -17,7 +17,7 @@ import dreamer
 import gymnax_wrappers
 from utils import config, replay
 from utils.config import ConfigError
-from utils.settings import Config
+from utils.settings import Config, updates_per_steps
 
 RINGS, SIZE, LENGTH = 3, 10, 4
 MILLION = 1_000_000
@@ -146,12 +146,14 @@ def test_the_check_sees_that_nothing_is_reused_without_donation():
     assert memory(write_then_read, donate=())[2] == 0
 
 
-def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column():
+@pytest.mark.parametrize("ratio, rounds", [(2, (1, 2)), (4, (2, 2))])  # as shipped; once a step
+def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column(ratio, rounds):
     # the smallest networks, so that whatever scratch memory there is, is the buffer's
-    sets = ["replay.capacity=1000000", "replay.batch=2", "replay.length=4", "run.train_ratio=4",
-            "model.deter=8", "model.units=4", "model.hidden=4", "model.bins=15"]
+    sets = [f"run.train_ratio={ratio}", "replay.capacity=1000000", "replay.batch=2",
+            "replay.length=4", "model.deter=8", "model.units=4", "model.hidden=4", "model.bins=15"]
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     program, _ = dreamer.build(settings, gymnax_wrappers.make("CartPole-v1"))
+    assert updates_per_steps(settings) == rounds
     loop = dreamer.init.eval_shape(program, jax.random.key(0))
     used = dreamer.train_chunk.lower(program, loop, 2).compile().memory_analysis()
     smallest = min(bytes_of(column) for column in loop.replay.rows)

@@ -419,3 +419,11 @@ def test_every_section_of_the_yaml_says_what_its_dataclass_says():
     for section, schema in typing.get_type_hints(Config).items():
         line, comment = comments[section, None]
         assert comment == schema.__doc__, f"dreamer.yaml:{line}: {section}"
+
+
+def test_the_readme_counts_the_lines_of_each_file_right():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([\w.]+)` \| (\d+) \|", readme, re.MULTILINE)
+    assert len(told) == 4
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name, _ in told}
+    assert {name: int(count) for name, count in told} == lines

@@ -75,6 +75,7 @@ class Diary:
             values["charts/episodic_length"] = float(np.mean([r["length"] for r in self._new]))
             self._new = []
         speed = self._speed()
+        self._compiled = self._compiled or (self.steps, self.updates, time.perf_counter())
         times = {f"time/{name}": value for name, value in speed.items() if value is not None}
         self.logger.metrics(self.steps, values | {"charts/updates": self.updates} | times)
         evaluated = "charts/eval_return" in values
@@ -84,9 +85,7 @@ class Diary:
 
     def show(self):
         """Show where the run stands before its first chunk, whose compilation takes a while."""
-        speed = {"elapsed": time.perf_counter() - self.began, "SPS": None,
-                 "updates_per_second": None}
-        self.display.show(self._progress(speed))
+        self.display.show(self._progress(self._speed()))
 
     def remember(self):
         """What a run that goes on after this chunk has to know, for `recall`, as JSON takes it."""
@@ -128,10 +127,9 @@ class Diary:
         return is_best
 
     def _speed(self):
-        """Rates since the first chunk, whose own time is mostly compilation."""
+        """Rates since the first chunk, whose own time is mostly compilation; None until then."""
         now = time.perf_counter()
         if self._compiled is None:
-            self._compiled = (self.steps, self.updates, now)
             return {"elapsed": now - self.began, "SPS": None, "updates_per_second": None}
         steps, updates, clock = self._compiled
         return {
