@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
+# Pixels of the images that convolutions work on at once: on a CPU what stays in its cache, else
+# what keeps an accelerator busy.
+PIXELS, MORE_PIXELS = 2**14, 2**18
 
 
 def truncated_normal(key, shape, outscale):
@@ -191,17 +194,34 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        """As matrix products: a row of the kernel is laid out beside the pixels before the product,
-        its column is added up after it. XLA's own convolution takes ten times as long inside a
-        loop on a CPU (measured with jax 0.10.2)."""
+        """As matrix products (XLA's own convolution takes ten times as long inside a loop on a CPU,
+        measured with jax 0.10.2): a row of the kernel is laid out beside the pixels; its column is
+        added up after one product where channels become fewer, else after a product each."""
         kernel, (height, width) = self.kernel[...], x.shape[1:3]
         size, _, inputs, outputs = kernel.shape
         before, after = (size - 1) // 2, size // 2  # what keeps height and width
         padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
         wide = jnp.concatenate([padded[:, :, i : i + width] for i in range(size)], -1)
-        columns = kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
-        y = (wide @ columns).reshape(*wide.shape[:3], size, outputs)
-        return sum(y[:, i : i + height, :, i] for i in range(size)) + self.bias[...]
+        if outputs < inputs:
+            columns = kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
+            y = (wide @ columns).reshape(*wide.shape[:3], size, outputs)
+            return sum(y[:, i : i + height, :, i] for i in range(size)) + self.bias[...]
+        rows = kernel.reshape(size, size * inputs, outputs)
+        return sum(wide[:, i : i + height] @ rows[i] for i in range(size)) + self.bias[...]
+
+
+def few_at_a_time(network, image, x):
+    """network(x) of N images; where they are many pixels, of a few images after another.
+
+    So what a convolution lays out stays in a CPU's cache, and for the gradient it is computed again
+    instead of kept: 64 x 64 pictures take half the time and a fifth of the memory (docs/speed.md).
+
+    Shapes: x [N, ...] -> [N, ...]; `image` are height and width where they are largest."""
+    pixels = PIXELS if jax.default_backend() == "cpu" else MORE_PIXELS
+    few = max(1, pixels // (image[0] * image[1]))
+    if len(x) <= few:
+        return network(x)
+    return jax.lax.map(jax.checkpoint(lambda one: network(one[None])[0]), x, batch_size=few)
 
 
 def max_pool(x):
@@ -244,9 +264,12 @@ class ConvEncoder(nnx.Module):
 
     def __call__(self, x):
         lead, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
+        return few_at_a_time(self._stages, x.shape[1:3], x).reshape(*lead, -1)
+
+    def _stages(self, x):
         for conv, norm in zip(self.convs, self.norms):
             x = jax.nn.silu(norm(max_pool(conv(x))))
-        return x.reshape(*lead, -1)
+        return x
 
 
 class ConvDecoder(nnx.Module):
@@ -272,15 +295,21 @@ class ConvDecoder(nnx.Module):
         self.norms = nnx.List([RMSNorm(o, eps) for o in widths[1:-1]])
 
     def __call__(self, h, z):
-        lead, (height, width, depth) = h.shape[:-1], self.seed
-        h, z = h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
+        lead, h, z = h.shape[:-1], h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
+        x = few_at_a_time(self._grow, self.stages[0], self._sow(h, z))
+        return x.reshape(*lead, *x.shape[1:])
+
+    def _sow(self, h, z):
+        """[N, D], [N, Z] -> the seed map [N, h, w, channels]"""
+        height, width, depth = self.seed
         pieces = self.from_h(h).reshape(-1, self.blocks, height, width, depth // self.blocks)
         seed = pieces.transpose(0, 2, 3, 1, 4).reshape(-1, *self.seed)
-        x = jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
+        return jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
+
+    def _grow(self, x):
         for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
             x = jax.nn.silu(norm(conv(upsample(x, *size))))
-        x = jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
-        return x.reshape(*lead, *x.shape[1:])
+        return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
 
 
 class VectorDecoder(nnx.Module):
