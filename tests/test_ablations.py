@@ -99,6 +99,13 @@ def test_the_table_has_a_row_for_each_ablation_and_two_columns_for_each_environm
         "| `no_free_bits` | 0.8 ± 3.2 | 1.5 ± 6.4 |"]
 
 
+def test_a_single_seed_has_no_interval(tiny, pretend, capsys):
+    call(tiny, "--seeds", "1", "--env", "CartPole-v1", "--preset", "no_unimix")
+    capsys.readouterr()
+    assert call(tiny, "--table") == 0
+    assert "±" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--env", "Cartpole"], ["'Cartpole'", "CartPole-v1"]),
     (["--preset", "no_unimx"], ["'no_unimx'", "'no_unimix'"]),

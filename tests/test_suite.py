@@ -200,6 +200,14 @@ def test_a_score_reaches_its_reference_or_does_not(score, interval, reference, w
     assert suite.reached(found, Reference(reference, "")) == word
 
 
+@pytest.mark.parametrize("seeds, score", [(1, "1.000"), (2, "1.000 ± 0.500")])
+def test_a_score_has_an_interval_where_there_are_several_seeds(seeds, score):
+    seed = {"last": 1.0, "steps": 640, "updates": 10, "seconds": 60}
+    found = {"random": {"score": 0.0}, "score": 1.0, "interval": 0.5, "seeds": [seed] * seeds}
+    row = suite.table({"Own": found}).splitlines()[-1]
+    assert row == f"| Own | 0.000 | - | {score} | - | 1.000 | {seeds} | 640 | 10 | 1.0 |"
+
+
 def test_the_random_policy_of_a_known_game_gets_what_it_must():
     run = runs.resolved(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
     found = suite.random_policy(run)  # one arm of eleven, 0 to 1

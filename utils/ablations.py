@@ -92,8 +92,13 @@ def _cells(found):
     if found is None:
         return "-", "-"
     learning = [np.mean([value for _, value in seed["curve"]]) for seed in found["seeds"]]
-    return tuple("{:,.1f} ± {:,.1f}".format(*plots.mean_interval(values)) for values in
-                 (learning, [seed["score"] for seed in found["seeds"]]))
+    return _mean(learning), _mean([seed["score"] for seed in found["seeds"]])
+
+
+def _mean(values):
+    """The mean over seeds, and half its 95% interval, which a single seed has not."""
+    mean, interval = plots.mean_interval(values)
+    return f"{mean:,.1f}" + f" ± {interval:,.1f}" * (len(values) > 1)
 
 
 def _flags(argv):

@@ -116,7 +116,7 @@ def table(results):
         rows.append([
             name, _number(found["random"]["score"]),
             _number(reference.score) if reference and reference.score is not None else "-",
-            f"{_number(found['score'])} ± {_number(found['interval'])}",
+            _number(found["score"]) + f" ± {_number(found['interval'])}" * (len(seeds) > 1),
             reached(found, reference), _number(np.mean([seed["last"] for seed in seeds])),
             str(len(seeds)), f"{seeds[0]['steps']:,}", f"{seeds[0]['updates']:,}",
             f"{np.mean([seed['seconds'] for seed in seeds]) / 60:.1f}"])
