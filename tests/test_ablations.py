@@ -88,6 +88,13 @@ def test_an_ablation_of_ones_own_is_any_preset(tiny, pretend):
     assert [numbers[2] for numbers in pretend] == [0.01, 0.0]
 
 
+def test_results_stand_in_the_order_of_the_yaml_whichever_was_made_first(tiny, pretend):
+    for name in ("no_free_bits", "no_unimix"):
+        assert call(tiny, "--seeds", "1", "--env", "CartPole-v1", "--preset", name) == 0
+    found = runs.read(tiny.parent / "results" / "ablations.json")["CartPole-v1"]
+    assert list(found) == ["full", "no_unimix", "no_free_bits"]
+
+
 def test_the_table_has_a_row_for_each_ablation_and_two_columns_for_each_environment(
         tiny, pretend, capsys):
     call(tiny, "--seeds", "2", "--env", "CartPole-v1")

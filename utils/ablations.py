@@ -64,17 +64,17 @@ def _known(flags, run):
 
 def _keep(flags, run, result):
     """Put a run into the results, in the place of an older one of its seed, and draw them."""
-    runs.update(flags.results / RESULTS, partial(_with, run, result),
+    runs.update(flags.results / RESULTS, partial(_with, flags, run, result),
                 partial(plots.ablations, flags.results / PICTURE))
 
 
-def _with(run, result, results):
-    """The results with one more: {environment: {ablation: its seeds}}, the full agent first."""
+def _with(flags, run, result, results):
+    """The results with one more: {environment: {ablation: its seeds}}, in the order of the YAML."""
     env, name = run.config.run.env, run.ablation
     found = results.get(env, {})
     found[name] = runs.with_seed(found.get(name, {}), result)
-    order = sorted(found, key=lambda one: one != FULL)
-    return results | {env: {one: found[one] for one in order}}
+    order = [FULL, *configuration.presets(flags.config), *found]
+    return results | {env: {one: found[one] for one in order if one in found}}
 
 
 def table(results):
