@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
-# Pixels of the images that convolutions work on at once: on a CPU what stays in its cache, else
-# what keeps an accelerator busy.
-PIXELS, MORE_PIXELS = 2**14, 2**18
+# Pixels of all images that convolutions work on at once: on a CPU what stays in its cache
+# (measured in docs/speed.md), elsewhere what should keep an accelerator busy (a guess).
+CPU_PIXELS, ACCELERATOR_PIXELS = 2**14, 2**18
 
 
 def truncated_normal(key, shape, outscale):
@@ -194,9 +194,10 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        """As matrix products (XLA's own convolution takes ten times as long inside a loop on a CPU,
-        measured with jax 0.10.2): a row of the kernel is laid out beside the pixels; its column is
-        added up after one product where channels become fewer, else after a product each."""
+        """As matrix products: XLA's own convolution takes many times as long inside a loop on a CPU
+        (docs/speed.md). The pixels under one row of the kernel are laid out beside each other.
+        Where channels become fewer, one product serves all rows of the kernel, and its parts are
+        shifted and added; elsewhere each row has a product of its own."""
         kernel, (height, width) = self.kernel[...], x.shape[1:3]
         size, _, inputs, outputs = kernel.shape
         before, after = (size - 1) // 2, size // 2  # what keeps height and width
@@ -210,17 +211,19 @@ class Conv(nnx.Module):
         return sum(wide[:, i : i + height] @ rows[i] for i in range(size)) + self.bias[...]
 
 
-def few_at_a_time(network, image, x):
+def few_at_a_time(network, size, x):
     """network(x) of N images; where they are many pixels, of a few images after another.
 
     So what a convolution lays out stays in a CPU's cache, and for the gradient it is computed again
-    instead of kept: 64 x 64 pictures take half the time and a fifth of the memory (docs/speed.md).
+    instead of kept: docs/speed.md.
 
-    Shapes: x [N, ...] -> [N, ...]; `image` are height and width where they are largest."""
-    pixels = PIXELS if jax.default_backend() == "cpu" else MORE_PIXELS
-    few = max(1, pixels // (image[0] * image[1]))
+    Shapes: x [N, ...] -> [N, ...]; `size` is the images' height and width where largest."""
+    pixels = CPU_PIXELS if jax.default_backend() == "cpu" else ACCELERATOR_PIXELS
+    few = max(1, pixels // (size[0] * size[1]))
     if len(x) <= few:
         return network(x)
+    # Parts of one size where N allows it; the rest of a division would be compiled anew.
+    few = next((n for n in range(few, few // 2, -1) if len(x) % n == 0), few)
     return jax.lax.map(jax.checkpoint(lambda one: network(one[None])[0]), x, batch_size=few)
 
 
@@ -264,9 +267,10 @@ class ConvEncoder(nnx.Module):
 
     def __call__(self, x):
         lead, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
-        return few_at_a_time(self._stages, x.shape[1:3], x).reshape(*lead, -1)
+        return few_at_a_time(self._encode, x.shape[1:3], x).reshape(*lead, -1)
 
-    def _stages(self, x):
+    def _encode(self, x):
+        """[N, H, W, C] -> [N, h, w, channels]"""
         for conv, norm in zip(self.convs, self.norms):
             x = jax.nn.silu(norm(max_pool(conv(x))))
         return x
@@ -296,17 +300,18 @@ class ConvDecoder(nnx.Module):
 
     def __call__(self, h, z):
         lead, h, z = h.shape[:-1], h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
-        x = few_at_a_time(self._grow, self.stages[0], self._sow(h, z))
+        x = few_at_a_time(self._decode, self.stages[0], self._seed_map(h, z))
         return x.reshape(*lead, *x.shape[1:])
 
-    def _sow(self, h, z):
+    def _seed_map(self, h, z):
         """[N, D], [N, Z] -> the seed map [N, h, w, channels]"""
         height, width, depth = self.seed
         pieces = self.from_h(h).reshape(-1, self.blocks, height, width, depth // self.blocks)
         seed = pieces.transpose(0, 2, 3, 1, 4).reshape(-1, *self.seed)
         return jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
 
-    def _grow(self, x):
+    def _decode(self, x):
+        """The seed map [N, h, w, channels] -> [N, H, W, C]"""
         for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
             x = jax.nn.silu(norm(conv(upsample(x, *size))))
         return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import pytest
 
 import dreamer
-from utils import bench, xla
+from utils import bench, runs, xla
 from utils.settings import MAY_CHANGE
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -100,3 +103,16 @@ def test_only_large_programs_are_compiled_thoroughly(point, options):
 
 def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():
     assert "run.compile_cache" in MAY_CHANGE["resume"]
+
+
+def test_the_readme_holds_the_table_of_the_bench():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    found = bench.table(runs.read(DOCS / bench.RESULTS))
+    assert f"<!-- bench -->\n\n```text\n{found}\n```\n" in readme, (
+        "fill it by: python -m utils.bench --table")
+
+
+def test_the_readme_shows_the_picture_of_the_scaling():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert "(docs/scaling.png)" in readme and (DOCS / bench.PICTURE).exists()
+    assert len(runs.read(DOCS / bench.FIGURES)["points"]) == 16

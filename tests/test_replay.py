@@ -146,14 +146,15 @@ def test_the_check_sees_that_nothing_is_reused_without_donation():
     assert memory(write_then_read, donate=())[2] == 0
 
 
-@pytest.mark.parametrize("ratio, rounds", [(2, (1, 2)), (4, (2, 2))])  # as shipped; once a step
-def test_a_chunk_of_training_with_a_million_rows_copies_not_even_one_column(ratio, rounds):
+@pytest.mark.parametrize("ratio, updates_and_steps", [(2, (1, 2)), (4, (2, 2))],
+                         ids=["as shipped", "an update a step"])
+def test_a_chunk_with_a_million_rows_copies_not_even_one_column(ratio, updates_and_steps):
     # the smallest networks, so that whatever scratch memory there is, is the buffer's
     sets = [f"run.train_ratio={ratio}", "replay.capacity=1000000", "replay.batch=2",
             "replay.length=4", "model.deter=8", "model.units=4", "model.hidden=4", "model.bins=15"]
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     program, _ = dreamer.build(settings, gymnax_wrappers.make("CartPole-v1"))
-    assert updates_per_steps(settings) == rounds
+    assert updates_per_steps(settings) == updates_and_steps
     loop = dreamer.init.eval_shape(program, jax.random.key(0))
     used = dreamer.train_chunk.lower(program, loop, 2).compile().memory_analysis()
     smallest = min(bytes_of(column) for column in loop.replay.rows)

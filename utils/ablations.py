@@ -27,6 +27,7 @@ def main(argv=None):
         if flags.table:
             print(table(runs.read(flags.results / RESULTS)))
             return 0
+        flags.order = configuration.presets(flags.config)  # read once: it may change meanwhile
         names = [FULL, *(flags.preset or ablations(flags.config))]
         plan = [(name, env, seed) for seed in range(flags.seeds) for env in flags.env
                 for name in names]
@@ -73,7 +74,7 @@ def _with(flags, run, result, results):
     env, name = run.config.run.env, run.ablation
     found = results.get(env, {})
     found[name] = runs.with_seed(found.get(name, {}), result)
-    order = [FULL, *configuration.presets(flags.config), *found]
+    order = [FULL, *flags.order, *found]
     return results | {env: {one: found[one] for one in order if one in found}}
 
 

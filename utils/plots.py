@@ -162,8 +162,10 @@ def scaling(path, panels):
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             ax.set_xticks(sizes, [str(size) for size in sizes])
+            ax.set_yticks(costs, [f"{cost:.2g}" for cost in costs])
+            ax.minorticks_off()
             ax.set(xlabel=name, title=what)
-        ax.legend()
+        axes[0].legend()
         figure.savefig(path, format="png")
 
 

@@ -88,7 +88,7 @@ def _random_actions(env, key, envs):
 def judge(program, params, rows, key):
     """Posterior states of rows [E, L, ...] that begin with an episode, and the heads' words: Said
 
-    Pictures are encoded one row at a time: all of them at once would not fit the memory."""
+    Pictures are encoded one row at a time: all of them as float32 might not fit the memory."""
     networks, model = nnx.merge(program.networks, params), program.config.model
     envs, length = rows.r.shape
 
