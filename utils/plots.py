@@ -153,7 +153,7 @@ def scaling(path, panels):
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        figure = Figure(figsize=(11, 4), layout="constrained")
         axes = figure.subplots(1, len(panels))
         for ax, (name, (sizes, costs, what)) in zip(axes, panels.items()):
             ax.plot(sizes, costs, "o-", color=BLUE, label="measured")
@@ -165,7 +165,7 @@ def scaling(path, panels):
             ax.set_yticks(costs, [f"{cost:.2g}" for cost in costs])
             ax.minorticks_off()
             ax.set(xlabel=name, title=what)
-        axes[0].legend()
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
         figure.savefig(path, format="png")
 
 
