@@ -126,7 +126,10 @@ def test_a_reward_that_the_observation_shows_is_read_from_it(told, signal):
 @pytest.mark.parametrize("signal", [-1, 1])
 def test_a_reward_one_step_late_is_foreseen_and_remembered(told, signal):
     told = told.of(worlds.LATE)
-    assert told.values[told.signals[:, 0] == signal].mean() == approx(signal, abs=0.4)
+    mine, other = (told.values[told.signals[:, 0] == shown].mean() for shown in (signal, -signal))
+    assert mine - other == approx(2 * signal, abs=0.4)
+    # what follows are tosses: a chance of 0.6 for one side would add 1 to both
+    assert mine + other == approx(0.0, abs=1.5)
     after = (told.t > 0) & (told.signals[:, 1] == signal)
     assert told.r[after].mean() == approx(signal, abs=0.15)
 
@@ -135,7 +138,8 @@ def test_a_reward_one_step_late_is_foreseen_and_remembered(told, signal):
 def test_a_cue_is_remembered_until_it_tells_the_right_action(told, signal):
     told = told.of(worlds.CUE)
     chances = told.policy[(told.t == 2) & (told.signals[:, 2] == signal)]
-    assert chances[:, (1 + signal) // 2].mean() > 0.95
+    # 0.5 without memory; six seeds on one machine: 0.85 to 0.995
+    assert chances[:, (1 + signal) // 2].mean() > 0.75
     for t in range(3):
         assert told.values[told.t == t].mean() == approx(GAMMA ** (2 - t), abs=0.2)
 
