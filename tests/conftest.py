@@ -2,11 +2,13 @@
 
 Programs are compiled in a hurry, for most are asked what they compute, not how fast: XLA's own
 passes stay as they are, most of LLVM's are left out, which takes half the time and gives slower
-code. The functions that a test can name are markers: -m symlog, -m week1, -m "observe and week2".
+code. What one test compiled, another one loads, in this process and in those that tests start. The
+functions that a test can name are markers: -m symlog, -m week1, -m "observe and week2".
 """
 
 import json
 import os
+import tempfile
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +20,11 @@ HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # jax's setting, as processes that tes
 
 os.environ[HURRY] = "1"
 jax.config.update(HURRY.lower(), True)
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nothing of a test stays on this machine
-jax.config.update("jax_enable_compilation_cache", False)
+SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
+for name, value in (("jax_compilation_cache_dir", SHARED.name),
+                    ("jax_persistent_cache_min_compile_time_secs", 0.3)):
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
 
 
 @contextmanager

@@ -102,9 +102,7 @@ def uses(tmp_path_factory):
     shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
     program = copy / equations.TASKS
     program.write_text(noting(program.read_text(encoding="utf-8")), encoding="utf-8")
-    environment = os.environ | QUICK | {"USES": str(copy / "uses.json"),
-                                        "JAX_ENABLE_COMPILATION_CACHE": "true",
-                                        "JAX_COMPILATION_CACHE_DIR": str(copy / "cache")}
+    environment = os.environ | QUICK | {"USES": str(copy / "uses.json")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.uses", "-m", ALL_WEEKS], cwd=copy,
         env=environment, capture_output=True, text=True)

@@ -1,7 +1,6 @@
 """Runs that are stopped, killed and resumed, as a user meets it: processes in a folder."""
 
 import json
-import os
 import random
 import re
 import resource
@@ -28,21 +27,9 @@ FLAGS = ["--preset", "debug", "--seed", "5", "--steps", "1600", "--set", "run.ch
 LAST_WEIGHTS = "agent/params/"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Where the first process leaves what it compiled for all others."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def _start(cache, *flags, cwd=ROOT):
-    environment = os.environ | {
-        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    return subprocess.Popen(
-        [sys.executable, ROOT / "dreamer.py", *map(str, flags)], cwd=cwd, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _start(*flags, cwd=ROOT):
+    return subprocess.Popen([sys.executable, ROOT / "dreamer.py", *map(str, flags)], cwd=cwd,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(process):
@@ -51,10 +38,10 @@ def _finish(process):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory):
     """A run that nobody disturbed."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = _finish(_start(cache, *FLAGS, "--logdir", run))
+    status, _, err = _finish(_start(*FLAGS, "--logdir", run))
     assert status == 0, err
     return run
 
@@ -90,25 +77,25 @@ def _assert_same_run(run, other):
         assert all(np.array_equal(kept[name], kept_too[name]) for name in kept)
 
 
-def _killed(cache, run, times):
+def _killed(run, times):
     """A run that was killed and resumed, again and again at random moments: what it said then."""
     moments, kills = random.Random(run.name), 0
-    process = _start(cache, *FLAGS, "--logdir", run)
+    process = _start(*FLAGS, "--logdir", run)
     while kills < times:
         _wait_for_step(process, run, _last_step(run) + 1)
         time.sleep(moments.uniform(0.0, 0.08))  # about the time of a chunk and its save
         process.kill()
         kills += process.wait() == -signal.SIGKILL  # not one that had just ended
         process.communicate()
-        process = _start(cache, "--resume", run)
+        process = _start("--resume", run)
     return _finish(process)
 
 
 def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happened(
-        whole, cache, tmp_path):
+        whole, tmp_path):
     killed = [tmp_path / "one", tmp_path / "other"]
     with ThreadPoolExecutor() as pool:  # of two, which takes half the time of one with ten
-        ends = list(pool.map(partial(_killed, cache, times=5), killed))
+        ends = list(pool.map(partial(_killed, times=5), killed))
     for run, (status, out, err) in zip(killed, ends):
         assert status == 0, err
         assert f"resuming     {run} from step" in out
@@ -116,10 +103,10 @@ def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happe
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, cache):
+def stopped(tmp_path_factory):
     """What a run said that SIGTERM stopped in the middle, and its folder."""
     run = tmp_path_factory.mktemp("stopped") / "run with space"
-    process = _start(cache, *FLAGS, "--logdir", run)
+    process = _start(*FLAGS, "--logdir", run)
     _wait_for_step(process, run, 400)
     process.send_signal(signal.SIGTERM)
     return _finish(process), run
@@ -158,9 +145,9 @@ def test_sigterm_ends_the_chunk_saves_and_says_how_to_go_on(stopped):
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
-def test_ctrl_c_does_the_same(stopped, cache, tmp_path):
+def test_ctrl_c_does_the_same(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
-    process = _start(cache, "--resume", run)
+    process = _start("--resume", run)
     _wait_for_step(process, run, _last_step(run) + 1)
     process.send_signal(signal.SIGINT)
     status, out, err = _finish(process)
@@ -168,9 +155,9 @@ def test_ctrl_c_does_the_same(stopped, cache, tmp_path):
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
-def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, cache, tmp_path):
+def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
-    process = _start(cache, "--resume", run)
+    process = _start("--resume", run)
     process.stdout.close()  # as when Ctrl-C has ended the `| tee` before the run
     _wait_for_step(process, run, _last_step(run) + 1)
     process.send_signal(signal.SIGINT)
@@ -180,13 +167,12 @@ def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, cache, tm
 
 
 @pytest.mark.parametrize("left", ['', '{"step": 1600, "charts/sco'])
-def test_a_run_that_was_killed_while_its_score_was_written_is_finished(
-        left, whole, cache, tmp_path):
+def test_a_run_that_was_killed_while_its_score_was_written_is_finished(left, whole, tmp_path):
     run = _copy(whole, tmp_path)
     (run / "learning_curve.png").unlink()
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-1]) + left, encoding="utf-8")
-    status, _, err = _finish(_start(cache, "--resume", run))
+    status, _, err = _finish(_start("--resume", run))
     assert status == 0, err
     assert (run / "learning_curve.png").exists()
     _assert_same_run(whole, run)
@@ -214,9 +200,9 @@ def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(
         stopped[1] / "metrics.jsonl").stat().st_size  # a run that does not fit is left as it was
 
 
-def test_a_second_ctrl_c_leaves_at_once(cache, tmp_path):
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     flags = ["--set", "run.chunk=100000", "--steps", "1000000", "--preset", "debug"]  # one endless
-    process = _start(cache, *flags, "--logdir", tmp_path / "run")
+    process = _start(*flags, "--logdir", tmp_path / "run")
     assert any(line.startswith("compiling") for line in process.stdout)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
@@ -228,24 +214,24 @@ def test_a_second_ctrl_c_leaves_at_once(cache, tmp_path):
     process.communicate()
 
 
-def test_two_processes_cannot_run_in_one_folder(stopped, cache, tmp_path):
+def test_two_processes_cannot_run_in_one_folder(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
-    process = _start(cache, "--resume", run)
+    process = _start("--resume", run)
     assert any(line.startswith("device") for line in process.stdout)  # it has taken the folder
-    status, _, err = _finish(_start(cache, "--resume", run))
+    status, _, err = _finish(_start("--resume", run))
     process.kill()
     process.communicate()
     assert status == 2 and err == f"dreamer.py: {run}: another process is running there\n"
 
 
-def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, cache, tmp_path, capsys):
+def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, tmp_path, capsys):
     run = _copy(whole, tmp_path)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert dreamer.main(["--resume", str(run)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "a larger --steps goes on" in err
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    status, _, err = _finish(_start(cache, "--resume", run, "--steps", "1800"))
+    status, _, err = _finish(_start("--resume", run, "--steps", "1800"))
     assert status == 0, err
     rows, old = _rows(run / "metrics.jsonl"), _rows(whole / "metrics.jsonl")
     assert rows[:len(old) - 1] == old[:-1] and rows[-1]["step"] >= 1800
@@ -297,13 +283,13 @@ def test_a_folder_without_a_run_gets_one_line(name, said, tmp_path, capsys):
     assert said in err and err.count("\n") == 1
 
 
-def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, cache, tmp_path):
+def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
     checkpoints, step = Checkpoints(run), _last_step(run)
     saved = checkpoints.load(pytest.fail)
     shutil.rmtree(checkpoints.folder)
     checkpoints.save(saved.record, saved.arrays)
-    status, out, err = _finish(_start(cache, "--resume", run, "--save-replay", "false"))
+    status, out, err = _finish(_start("--resume", run, "--save-replay", "false"))
     assert status == 0, err
     assert "replay       was not saved: it starts empty" in out
     steps = [row["step"] for row in _rows(run / "metrics.jsonl")]
@@ -312,14 +298,14 @@ def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, cache,
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_anew(
-        whole, stopped, cache, tmp_path):
+        whole, stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
     path = run / "checkpoints" / f"{_last_step(run):010}.npz"
     path.write_bytes(path.read_bytes()[:-1000])
     for log in ("metrics.jsonl", "scores.jsonl"):
         with open(run / log, "a", encoding="utf-8") as file:
             file.write('{"step": 99999, "los')
-    status, _, err = _finish(_start(cache, "--resume", run))
+    status, _, err = _finish(_start("--resume", run))
     assert status == 0, err
     assert f"{path}: is damaged (its SHA-256 differs); the checkpoint before it is tried" in err
     _assert_same_run(whole, run)
@@ -327,11 +313,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_a
 
 @pytest.mark.parametrize("full", ["in a checkpoint", "in a log"])
 def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
-        full, stopped, cache, tmp_path):
+        full, stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
     before = _last_step(run)
     limit = 50_000 if full == "in a checkpoint" else (run / "metrics.jsonl").stat().st_size + 100
-    process = _start(cache, "--resume", run)
+    process = _start("--resume", run)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))  # bytes of any file
     status, out, err = _finish(process)
     first, second = err.splitlines()
@@ -347,14 +333,14 @@ def test_an_empty_name_is_no_run(capsys):
         assert f"{flag}: expected the folder of a run, found ''" in capsys.readouterr().err
 
 
-def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, cache, tmp_path):
+def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
     saved, checkpoints = Checkpoints(run).load(pytest.fail), Checkpoints(run)
     step, written = saved.record["step"], saved.record["written"]
     rows = saved.rows | {"x": np.full_like(saved.rows["x"], np.nan)}
     shutil.rmtree(checkpoints.folder)
     checkpoints.save(saved.record, saved.arrays, Replay(dreamer.Row(**rows), np.int32(written)))
-    status, _, err = _finish(_start(cache, "--resume", run))
+    status, _, err = _finish(_start("--resume", run))
     first, second = err.splitlines()
     update = saved.record["diary"]["updates"] + 1
     assert status == 1 and first == (

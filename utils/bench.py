@@ -208,6 +208,7 @@ def measure(point, briefly):
 def _compiled_twice(function, *arguments):
     """A compiled function, and the seconds it took without and with the cache on disk."""
     with tempfile.TemporaryDirectory() as folder:
+        compilation_cache.reset_cache()
         jax.config.update("jax_compilation_cache_dir", folder)
         compiled, cold = _seconds(lambda: xla.compile_in_full(function, *arguments))
         jax.clear_caches()
