@@ -23,8 +23,8 @@ jax.config.update(HURRY.lower(), True)
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 for name, value in (("jax_compilation_cache_dir", SHARED.name),
                     ("jax_persistent_cache_min_compile_time_secs", 0.3)):
-    os.environ[name.upper()] = str(value)
-    jax.config.update(name, value)
+    kept = os.environ.setdefault(name.upper(), str(value))  # one that started these tests shares it
+    jax.config.update(name, type(value)(kept))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "docs"
 # What a block of an environment may change: the rest is one set of numbers for all.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
-       "model": None}
+       "model": None, "learning": {"eta"}}
 
 
 @pytest.fixture
@@ -224,12 +224,14 @@ def blocks():
             if name in REFERENCES}
 
 
-def test_environments_differ_in_budget_and_size_alone_and_each_block_says_why():
+def test_environments_differ_in_budget_and_size_and_continuous_ones_in_eta_and_blocks_say_why():
     assert blocks()
     for name, block in blocks().items():
         for section, keys in block.items():
             assert section in OWN, name
             assert OWN[section] is None or set(keys) <= OWN[section], name
+        continuous = not gymnax_wrappers.make(name).discrete
+        assert block.get("learning") == ({"eta": 0.001} if continuous else None), name
     text = (ROOT / "dreamer.yaml").read_text(encoding="utf-8")
     for name in blocks():
         assert re.search(rf"^  {re.escape(name)}:.*  # \S", text, re.MULTILINE), name
