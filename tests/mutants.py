@@ -63,8 +63,8 @@ def mutated(mutant, text=None):
     before, after = lines[: node.lineno - 1], lines[node.end_lineno :]
     body = "".join(lines[node.lineno - 1 : node.end_lineno])
     if body.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.function}: {mutant.old!r} stands there {body.count(mutant.old)} "
-                         "times, expected once")
+        raise ValueError(f"dreamer.py, {mutant.function}: {mutant.old!r} stands there "
+                         f"{body.count(mutant.old)} times, expected once")
     return "".join([*before, body.replace(mutant.old, mutant.new), *after])
 
 
@@ -886,8 +886,11 @@ MUTANTS = {
 
 
 def main(argv=None):
-    """The command -> exit status"""
+    """The command -> exit status, 2 for a wrong name or a dreamer.py that has another text"""
     first, *rest = (sys.argv[1:] if argv is None else argv) or ["--list"]
+    if first in ("-h", "--help"):
+        print(__doc__)
+        return 0
     try:
         if first == "--list" and not rest:
             print("\n".join(f"{name:38} {mutant.function:22} {mutant.mistake}"
@@ -896,26 +899,33 @@ def main(argv=None):
         if first == "--page" and not rest:
             print(page(), end="")
             return 0
-        for name in rest if first in ("--check", "--curves") else [first]:
-            known(name)
-    except ValueError as error:
+        seen = [name for name, mutant in MUTANTS.items() if mutant.seen]
+        names = {"--check": rest or list(MUTANTS), "--curves": rest or seen}.get(first, [first])
+        for name in names:
+            mutated(known(name))  # it still fits dreamer.py
+        if first == "--curves":
+            return curves(names)
+    except (ValueError, OSError) as error:
         return cli.complain(error, "tests.mutants")
-    if first == "--curves":
-        return curves(rest or [name for name, mutant in MUTANTS.items() if mutant.seen])
-    return check(rest or list(MUTANTS)) if first == "--check" else train(first, rest)
+    return check(names) if first == "--check" else train(first, rest)
 
 
 def known(name):
-    """Is there a mistake of this name? ValueError, one line, if there is none."""
+    """The mistake of this name. ValueError, one line, if there is none."""
     if name not in MUTANTS:
         raise ValueError(f"{name}: expected the name of a mistake, --check, --curves or --page"
                          f"{configuration.nearest(name, [*MUTANTS, *FLAGS])}")
+    return MUTANTS[name]
 
 
 def train(name, flags):
     """Train an agent with a mistake, by these flags of dreamer.py: -> exit status"""
     install(mutated(MUTANTS[name]))
-    return sys.modules["dreamer"].main(flags)
+    print(f"mistake      {name}: {MUTANTS[name].mistake}", flush=True)
+    status = sys.modules["dreamer"].main(flags)
+    if status > 128:  # stopped
+        print(f"mistake      to go on with it, python -m tests.mutants {name} --resume ...")
+    return status
 
 
 if __name__ == "__main__":

@@ -129,6 +129,14 @@ def test_a_wrong_flag_gets_one_line_and_status_2(flags, words, capsys, tmp_path,
     assert said.err.startswith("utils.ablations: ") and all(word in said.err for word in words)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1}', '{"CartPole-v1": {"full": {}}}'])
+def test_results_of_another_program_are_told_of(text, tiny, capsys):
+    (tiny.parent / "results").mkdir()
+    (tiny.parent / "results" / "ablations.json").write_text(text, encoding="utf-8")
+    assert call(tiny, "--table") == call(tiny) == 2
+    assert capsys.readouterr().err.count("each with its seeds\n") == 2
+
+
 def test_a_file_without_ablations_is_told_of(tiny, capsys):
     text = tiny.read_text(encoding="utf-8")
     tiny.write_text(text[:text.index("presets:")], encoding="utf-8")

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -179,11 +180,37 @@ def test_a_file_that_hangs_when_it_is_imported_is_tried_only_once(submitted):
     assert time.monotonic() - began < 3 * len(NAMES)
 
 
-def test_a_submission_without_the_file_or_with_a_link_in_its_place_has_no_points(submitted):
-    (submitted / "dreamer.py").unlink()
-    assert graded(submitted)[0]["one"]["output"] == "dreamer.py is missing"
-    (submitted / "dreamer.py").symlink_to(equations.ROOT / "dreamer.py")
-    assert graded(submitted)[1]["score"] == 0.0
+def test_a_submission_without_the_file_has_no_points_and_says_what_is_there(course, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for make, words in (
+            (lambda: (other / "Solution.ipynb").touch(), "dreamer.py is missing"),
+            (lambda: shutil.copytree(course, other / "week1"),
+             "dreamer.py is missing, but week1/dreamer.py is there"),
+            (lambda: (other / "dreamer.py").symlink_to(course / "dreamer.py"),
+             "dreamer.py is a link, expected a file"),
+            (lambda: [(other / "dreamer.py").unlink(), (other / "dreamer.py").mkdir()],
+             "dreamer.py is a folder, expected a file")):
+        make()
+        found, results = graded(other)
+        assert results["score"] == 0.0
+        assert [test["output"] for test in found.values()] == [words] * len(NAMES)
+
+
+def test_what_was_graded_is_kept_when_the_grading_is_ended(submitted, monkeypatch):
+    judged = grade.judged
+    monkeypatch.setattr(grade, "judged", partial(_ended_at, "three", judged))
+    assert grade.main([str(submitted), "--only", "one,two,three"]) == 130
+    results = json.loads(Path("results.json").read_text(encoding="utf-8"))
+    assert results["score"] == 2.0
+    assert [test["output"] for test in results["tests"]] == ["", "", "not reached"]
+
+
+def _ended_at(name, judged, task, *others):
+    """Judges a task, but at this one somebody presses Ctrl-C."""
+    if task.name == name:
+        raise KeyboardInterrupt
+    return judged(task, *others)
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -195,13 +222,10 @@ def test_a_submission_without_the_file_or_with_a_link_in_its_place_has_no_points
     (["submitted", "--only", "thre"], ["'thre' is no task", "'three'"]),
     (["submitted", "--limit", "0"], ["--limit", "more than 0"]),
     (["submitted", "--limit", "long"], ["--limit", "'long'"]),
-    (["elsewhere"], ["holds no submission (no dreamer.py)", "did you mean 'elsewhere/inside'?"]),
-    (["submitted", "--results", "elsewhere/file"], ["elsewhere/file: file exists"]),
+    (["submitted/dreamer.py"], ["submitted/dreamer.py: expected a folder, found a file"]),
+    (["submitted", "--results", "submitted/dreamer.py"], ["submitted/dreamer.py: file exists"]),
 ])
 def test_a_mistake_gets_one_line_and_status_2(flags, words, submitted, capsys):
-    (submitted.parent / "elsewhere" / "inside").mkdir(parents=True)
-    (submitted.parent / "elsewhere" / "inside" / "dreamer.py").touch()
-    (submitted.parent / "elsewhere" / "file").touch()
     assert grade.main(flags) == 2 and not os.path.exists("results.json")
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("utils.grade: ") and said.err.count("\n") == 1

@@ -104,3 +104,20 @@ def test_a_wrong_name_gets_one_line_and_status_2(flags, words, capsys):
 def test_the_list_names_every_mistake(capsys):
     assert mutants.main([]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(MUTANTS)
+
+
+def test_a_program_that_was_changed_since_gets_one_line(monkeypatch, tmp_path, capsys):
+    changed = tmp_path / "dreamer.py"
+    changed.write_text(mutants.SOURCE.read_text(encoding="utf-8").replace("returns - values", "0"),
+                       encoding="utf-8")
+    monkeypatch.setattr(mutants, "SOURCE", changed)
+    assert mutants.main(["no-baseline"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "advantages: '(returns - values)' stands there 0 times" in said.err
+
+
+def test_help_says_what_can_be_asked_for(capsys):
+    assert mutants.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(flag in said for flag in mutants.FLAGS[:3])

@@ -184,10 +184,24 @@ def test_a_wrong_flag_gets_one_line_and_status_2(flags, words, capsys, tmp_path,
         assert word in said.err
 
 
-def test_results_that_are_not_json_are_named_before_anything_runs(tmp_path, capsys, pretend):
-    (tmp_path / "results.json").write_text("{", encoding="utf-8")
-    assert suite.main(["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]) == 2
-    assert "results.json: is not JSON" in capsys.readouterr().err and not pretend
+@pytest.mark.parametrize("text, words", [
+    ("{", "is not JSON"), ("[]", "expected a mapping"),
+    ('{"Catch-bsuite": 1}', "each with its seeds"), ('{"Catch-bsuite": {}}', "each with its seeds"),
+])
+def test_results_that_are_none_are_named_before_anything_runs(
+        text, words, tmp_path, capsys, pretend):
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    flags = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    for more in (["--table"], []):
+        assert suite.main([*flags, *more]) == 2
+        said = capsys.readouterr().err
+        assert "results.json: " in said and words in said and said.count("\n") == 1
+    assert not pretend
+
+
+def test_a_table_of_what_is_not_there_gets_one_line(tmp_path, capsys):
+    assert suite.main(["--table", "--results", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.endswith("results.json: no such file\n")
 
 
 @pytest.mark.parametrize("score, interval, reference, word", [

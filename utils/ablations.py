@@ -17,6 +17,7 @@ from utils import config as configuration
 
 RESULTS, PICTURE = "ablations.json", "ablations.png"
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
+LEVELS = 2  # of the results: environment, ablation
 FULL, PREFIX = "full", "no_"  # the agent with all its parts, and how the names of others begin
 
 
@@ -25,7 +26,7 @@ def main(argv=None):
     try:
         flags = _flags(argv)
         if flags.table:
-            print(table(runs.read(flags.results / RESULTS)))
+            print(table(runs.shown(flags.results / RESULTS, LEVELS)))
             return 0
         flags.order = configuration.presets(flags.config)  # read once: it may change meanwhile
         names = [FULL, *(flags.preset or ablations(flags.config))]
@@ -36,7 +37,7 @@ def main(argv=None):
             gymnax_wrappers.make(env)
         for folder in (flags.results, flags.runs):
             folder.mkdir(parents=True, exist_ok=True)
-        runs.read(flags.results / RESULTS)  # if it is broken, that is said before anything runs
+        runs.read(flags.results / RESULTS, LEVELS)  # a broken one is told of before anything runs
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.ablations")
     return runs.make(planned, partial(_known, flags), partial(_keep, flags))

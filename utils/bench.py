@@ -90,7 +90,7 @@ def main(argv=None):
             path = flags.results / RESULTS
             if not path.exists():
                 raise configuration.ConfigError(f"{path}: no such file; without --table it is made")
-            print(table(runs.read(path)))
+            print(table(runs.shown(path, levels=0)))
             return 0
         points = _points(flags)
         for point in points:

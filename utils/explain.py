@@ -12,6 +12,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
+from unicodedata import combining
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,8 @@ QUANTITIES = {
         "slow_values": ("v'(s_t)", "values of the slow critic", "N H"),
         "returns": ("R^λ_t", "λ-returns", "N H"),
         "weights": ("Π c_i", "trajectory weights", "N H"),
-        "critic": ("-ln p(R_t|s_t)", "critic loss, slow critic included", "N H"),
+        "critic": ("-ln p(R_t|s_t)", "to the return and the slow critic", "N H"),
+        "critic_loss": ("Π c_i · that", "its mean is the critic loss", "N H"),
     },
     "Actor learning (Eq. 6-7)": {
         "return_range": ("Per(R,·)", "running percentiles of the returns", "2"),
@@ -76,11 +78,14 @@ QUANTITIES = {
         "advantage": ("(R-v)/max(L,S)", "advantages", "N H"),
         "log_prob": ("ln π(a_t|s_t)", "of the dreamed actions", "N H"),
         "policy_entropy": ("H[π(·|s_t)]", "entropy of the policy, nats", "N H"),
-        "actor": ("Eq. 6", "actor loss", "N H"),
+        "actor": ("Eq. 6", "of each dreamed step", "N H"),
+        "actor_loss": ("Π c_i · that", "its mean is the actor loss", "N H"),
     },
     "The critic on replayed rows": {
         "bootstrap": ("R^λ_0", "dreamed return of each row", "B T"),
         "replay_returns": ("R^λ_t", "λ-returns of real rewards", "B T-1"),
+        "replay_slow_values": ("v'(s_t)", "values there of the slow critic", "B T-1"),
+        "replay_critic": ("-ln p(R_t|s_t)", "0 where an episode is over", "B T-1"),
     },
 }
 SCALES = {"prediction": "beta_pred", "dynamics": "beta_dyn", "representation": "beta_rep",
@@ -202,10 +207,10 @@ def _values(program, state, batch, key):
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
     dreamed = dreamer.dream(networks, start, config.learning.imagination, dream_key)
     values |= _dream_values(networks, slow_critic, dreamed, state.return_range, config)
+    values |= {name: values["weights"] * values[name.removesuffix("_loss")]
+               for name in ("critic_loss", "actor_loss")}
     rows = jax.tree.map(lambda x: x[:, 1:], batch)
-    bootstrap = values["returns"][:, 0].reshape(rows.r.shape)
-    returns = dreamer.replay_returns(rows, bootstrap, config.learning)
-    return values | {"bootstrap": bootstrap, "replay_returns": returns}
+    return values | _replay_values(networks, slow_critic, latent, rows, values["returns"], config)
 
 
 def _world_values(world, batch, key, config):
@@ -254,6 +259,17 @@ def _dream_values(networks, slow_critic, dreamed, return_range, config):
     }
 
 
+def _replay_values(networks, slow_critic, latent, rows, dreamed, config):
+    """The critic on replayed rows; `dreamed` are the returns of the dreams from each of them."""
+    learning, bins = config.learning, dreamer.value_bins(config.model.bins)
+    bootstrap, s = dreamed[:, 0].reshape(rows.r.shape), dreamer.features(latent)[:, :-1]
+    returns = dreamer.replay_returns(rows, bootstrap, learning)
+    slow_values = dreamer.twohot_mean(slow_critic(s), bins)
+    loss = dreamer.critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
+    return {"bootstrap": bootstrap, "replay_returns": returns, "replay_slow_values": slow_values,
+            "replay_critic": jnp.where(rows.is_last[:, :-1], 0.0, loss)}
+
+
 # ---- As text -------------------------------------------------------------------------------------
 
 
@@ -268,12 +284,13 @@ def report(explained, config, env):
 
 def _quantities(values):
     for section, rows in QUANTITIES.items():
-        lines = [f"{section}\n{'':15}{'':35}{'shape':23}{'least':>9}{'mean':>9}{'most':>9}"]
+        lines = [f"{section}\n{'':15}{'':35}{'shape':23}{'least':>10}{'mean':>10}{'most':>10}"]
         for name, (symbol, meaning, letters) in rows.items():
             value = np.asarray(values[name], float)
-            numbers = "".join(f"{_number(part):>9}"
+            numbers = "".join(f"{part:>10.3g}"
                               for part in (value.min(), value.mean(), value.max()))
-            lines.append(f"{symbol:15}{meaning:35}{_shape(letters, value.shape):23}{numbers}")
+            symbol += " " * (15 - sum(not combining(letter) for letter in symbol))
+            lines.append(f"{symbol}{meaning:35}{_shape(letters, value.shape):23}{numbers}")
         yield "\n".join(lines)
 
 
@@ -295,7 +312,7 @@ def _loss_table(explained, config):
 
 
 def _slope_table(slopes):
-    widths = {module: max(8, len(module) + 1) for module in MODULES}
+    widths = {module: max(10, len(module) + 1) for module in MODULES}
     lines = ["Norm of the gradient that each loss sends to each module, before its scale",
              " " * 15 + "".join(f"{module:>{width}}" for module, width in widths.items())]
     first, *others = SCALES

@@ -73,10 +73,13 @@ def main(argv=None):
         for one in grade(flags.submission, tasks, flags.limit):
             grades.append(one)
             print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
-        most, seconds = sum(task.points for task in tasks), time.monotonic() - began
+            # after each task: whatever ends this process, the others have their points
+            rest = [Grade(task, 0.0, ["not reached"]) for task in tasks[len(grades):]]
+            text = json.dumps(gradescope(grades + rest, time.monotonic() - began), indent=1,
+                              ensure_ascii=False)
+            weights.replace(flags.results / RESULTS, (text + "\n").encode())
+        most = sum(task.points for task in tasks)
         print(_row("total", sum(one.points for one in grades), most, []))
-        text = json.dumps(gradescope(grades, seconds), indent=1, ensure_ascii=False)
-        weights.replace(flags.results / RESULTS, (text + "\n").encode())
     except OSError as error:
         return cli.complain(error, "utils.grade")
     except KeyboardInterrupt:
@@ -86,31 +89,41 @@ def main(argv=None):
 
 
 def _check(folder):
-    """Whether a folder may be a submission: it holds something of the project.
+    """Whether there is a folder; whatever it holds is graded.
 
     Raises: ConfigError."""
+    if folder.is_file():
+        raise ConfigError(f"{folder}: expected a folder, found a file")
     if not folder.is_dir():
         beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
         raise ConfigError(f"{folder}: no such folder{nearest(folder.name, beside)}")
-    if not any((folder / name).exists() for name in handout.FILES):
-        inside = sorted(str(path.parent) for path in folder.glob(f"*/{equations.TASKS}"))
-        found = f"; did you mean {inside[0]!r}?" if inside else ""
-        raise ConfigError(f"{folder}: holds no submission (no {equations.TASKS}){found}")
+
+
+def _missing(submission):
+    """Why a folder holds no submitted file, "" where it holds one."""
+    file = submission / equations.TASKS
+    if file.is_symlink():
+        return f"{equations.TASKS} is a link, expected a file"
+    if file.is_dir():
+        return f"{equations.TASKS} is a folder, expected a file"
+    if file.is_file():
+        return ""
+    deeper = sorted(path.relative_to(submission).as_posix()
+                    for path in submission.rglob(equations.TASKS))
+    return f"{equations.TASKS} is missing{f', but {deeper[0]} is there' if deeper else ''}"
 
 
 def grade(submission, tasks, limit):
     """Yields the Grade of each task, whose tests may take `limit` seconds."""
     held, wrong = equations.tests(equations.functions()), []
     with tempfile.TemporaryDirectory() as folder:
-        whole, source = Path(folder) / "whole", submission / equations.TASKS
+        whole, fault = Path(folder) / "whole", _missing(submission)
         handout.copy_project(whole)
         (whole / equations.TASKS).unlink()  # the solution
-        if source.is_file() and not source.is_symlink():
-            shutil.copyfile(source, whole / equations.TASKS)
+        if not fault:
+            shutil.copyfile(submission / equations.TASKS, whole / equations.TASKS)
             everything = {test.path for test in held}
             fault = run(whole, ["--collect-only", *sorted(everything)], limit).fault()
-        else:
-            fault = f"{equations.TASKS} is missing"
         for task in tasks:
             tests = equations.of(task, held)
             files = sorted({test.path for test in tests})
@@ -225,8 +238,8 @@ def _flags(argv):
     parser.add_argument("submission", metavar="DIR", type=Path,
                         help=f"folder of a submission; all that counts in it is {equations.TASKS}")
     handout.add_flags(parser)
-    parser.add_argument("--limit", metavar="SECONDS", type=float, default=120.0,
-                        help="for the tests of one task (default: 120)")
+    parser.add_argument("--limit", metavar="SECONDS", type=float, default=60.0,
+                        help="for the tests of one task (default: 60)")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path(),
                         help=f"folder of {RESULTS}, for Gradescope (default: the current one)")
     flags = parser.parse_args(argv)

@@ -160,17 +160,34 @@ def with_seed(found, result):
     return found | {"score": float(mean), "interval": float(interval), "seeds": seeds}
 
 
-def read(path):
+def read(path, levels=0):
     """The mapping in a JSON file of results, empty where there is none.
 
-    Raises: ValueError where it is not JSON."""
+    `levels` says how many mappings deep the entries lie that hold seeds, 0 where there are none.
+
+    Raises: ValueError where it is not JSON, or another."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a mapping of environments, found {found!r}")
+    entries = [found] if levels else []
+    for _ in range(levels):
+        entries = [one for entry in entries
+                   for one in (entry.values() if isinstance(entry, dict) else [None])]
+    if not all(isinstance(one, dict) and isinstance(one.get("seeds"), list) for one in entries):
+        raise ValueError(f"{path}: expected results of runs, each with its seeds")
     return found
+
+
+def shown(path, levels):
+    """The results that are to be shown, of which there have to be some.
+
+    Raises: ValueError."""
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    return read(path, levels)
 
 
 def update(path, change, draw):

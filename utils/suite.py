@@ -20,6 +20,7 @@ from utils import config as configuration
 from utils.references import REFERENCES
 
 RESULTS, PICTURE = "results.json", "results.png"
+LEVELS = 1  # of the results: environment
 EPISODES = 1000  # of the random policy
 
 
@@ -28,7 +29,7 @@ def main(argv=None):
     try:
         flags = _flags(argv)
         if flags.table:
-            print(table(read(flags.results)))
+            print(table(runs.shown(flags.results / RESULTS, LEVELS)))
             return 0
         plan = [(env, seed) for seed in range(flags.seeds) for env in flags.env or REFERENCES]
         planned = [_run(flags, *run) for run in plan]
@@ -36,7 +37,7 @@ def main(argv=None):
             gymnax_wrappers.make(env)
         for folder in (flags.results, flags.runs):
             folder.mkdir(parents=True, exist_ok=True)
-        read(flags.results)  # if it is broken, that is said before anything runs
+        runs.read(flags.results / RESULTS, LEVELS)  # a broken one is told of before anything runs
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.suite")
     return runs.make(planned, partial(_known, flags), partial(_keep, flags))
