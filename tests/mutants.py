@@ -267,9 +267,15 @@ MUTANTS = {
         "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
     "symexp-without-minus-one": Mutant(
         "symexp", "jnp.expm1(", "jnp.exp(",
-        "exp |x| without the - 1: 0 has no neighbours, the smallest bins are -1 and 1.",
+        "exp |x| without the - 1: 0 has no neighbours, the smallest bins are -1.17 and 1.17.",
         "Small rewards and values cannot be told from 0 but by a mixture of far bins: they are "
         "learned slowly and jump; large ones hardly suffer.",
+        "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
+    "symexp-without-sign": Mutant(
+        "symexp", "jnp.sign(x) * jnp.expm1", "jnp.expm1",
+        "the sign is forgotten.",
+        "The bins fall from 4.9e8 to 0 and on to -4.9e8, so no target finds its two neighbours: "
+        "the losses of reward and critic stay where they began, at ln 255 = 5.5, or become nan.",
         "test_equations.py::test_symexp_undoes_symlog_from_the_smallest_to_the_largest"),
     "linear-bins": Mutant(
         "value_bins",
@@ -281,14 +287,20 @@ MUTANTS = {
         "with larger rewards it is not.",
         "test_equations.py::test_the_bins_are_antisymmetric_to_the_bit_with_zero_in_the_middle",
         seen=True),
+    "bins-too-near": Mutant(
+        "value_bins", "jnp.linspace(-20.0,", "jnp.linspace(-10.0,",
+        "the bins reach from symexp(-10) to symexp(10).",
+        "Nothing in CartPole, whose values end at 333: the bins are even denser. Returns beyond "
+        "22,025, as in some games, are all the same to the critic.",
+        "test_golden.py::test_the_bins_are_official"),
     "mean-before-symexp": Mutant(
         "twohot_mean",
         "jnp.sum(surplus * bins[middle + 1 :], -1)",
         "symexp(jnp.sum(surplus * symlog(bins[middle + 1 :]), -1))",
         "the mean is taken in symlog space and spread out afterwards.",
-        "Values are too low wherever the outcome is uncertain (the mean of logarithms is not the"
-        " logarithm of the mean): the agent avoids chances; where all is certain, nothing is to "
-        "be seen.",
+        "Wherever the outcome is uncertain, values are nearer to 0 than they should be (the mean "
+        "of logarithms is not the logarithm of the mean): large rewards do not tempt and large "
+        "losses do not deter; where all is certain, nothing is to be seen.",
         "test_equations.py::test_the_two_hot_mean_is_the_expected_bin"),
     "most-likely-bin": Mutant(
         "twohot_mean",
@@ -341,8 +353,8 @@ MUTANTS = {
     "uniform-not-divided": Mutant(
         "unimix", "ratio / logits.shape[-1]", "ratio",
         "every class gets the whole ratio: the probabilities add up to more than 1.",
-        "The KL can be negative and the losses of the latents sink below what is possible; "
-        "classes at the end are drawn more rarely than they should be.",
+        "The KL is a little too large, entropies are wrong, and the last classes are drawn more "
+        "rarely than they should be: what does not fit below 1 is never drawn.",
         "test_equations.py::test_unimix_leaves_every_class_its_share_of_the_uniform"),
     "no-straight-through": Mutant(
         "sample_onehot", "onehot + (probs - jax.lax.stop_gradient(probs))", "onehot",
@@ -416,6 +428,41 @@ MUTANTS = {
         "In Pendulum-v1 the model tells 1.5 from 1, the environment does not: the dynamics loss "
         "of saturated actions stays higher, and dreams promise more than large actions can do.",
         "test_golden.py::test_the_recurrent_step_and_its_gradients_are_official"),
+    "action-forgotten": Mutant(
+        "WorldModel.recur", "reshape(len(latent.z), -1), a)",
+        "reshape(len(latent.z), -1), jnp.zeros_like(a))",
+        "the sequence model never learns which action was taken.",
+        "What an action does is a surprise each time: the dynamics loss stays high, all dreams of "
+        "a state are alike whatever is done in them, advantages are noise, and so is the policy.",
+        "test_golden.py::test_the_recurrent_step_and_its_gradients_are_official"),
+    "posterior-without-observation": Mutant(
+        "WorldModel.posterior_probs", "[h, tokens]", "[h, jnp.zeros_like(tokens)]",
+        "the posterior sees h alone.",
+        "It is a second prior: the dynamics loss falls to the free bits at once, and no "
+        "observation reaches the state. The decoder loss stays that of the mean, the score that "
+        "of chance.",
+        "test_golden.py::test_the_posterior_is_official"),
+    "tokens-first": Mutant(
+        "WorldModel.posterior_probs", "[h, tokens]", "[tokens, h]",
+        "the posterior's inputs stand in another order.",
+        "Nothing: whoever trains from the start never knows. But weights that were trained "
+        "elsewhere give nonsense.",
+        "test_golden.py::test_the_posterior_is_official"),
+    "prior-on-stopped-state": Mutant(
+        "WorldModel.prior_probs", "self.prior(h)", "self.prior(jax.lax.stop_gradient(h))",
+        "the dynamics loss teaches the prior, and no longer the recurrent state.",
+        "h learns what rebuilds the present and not what foretells the future: the dynamics loss "
+        "stays higher, dreams drift off sooner.",
+        "test_gradient_flow.py::"
+        "test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says"),
+    "prior-without-unimix": Mutant(
+        "WorldModel.prior_probs", "self._probs(self.prior(h))",
+        "jax.nn.softmax(self.prior(h).reshape("
+        "*h.shape[:-1], self.model.latents, self.model.classes))",
+        "the prior has no share of the uniform.",
+        "For long nothing. A prior that is sure and wrong then pays without limit: single batches "
+        "with a dynamics loss of hundreds, and a gradient norm to match.",
+        "test_golden.py::test_the_prior_is_official"),
     "one-softmax-for-all-latents": Mutant(
         "WorldModel._probs",
         "unimix(logits.reshape(shape), self.model.unimix)",
@@ -449,6 +496,12 @@ MUTANTS = {
         "test_timeline.py::"
         "test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_ends_there",
         seen=True),
+    "observation-one-row-late": Mutant(
+        "observe", "batch.x[:, 1:]", "batch.x[:, :-1]",
+        "the state of row t is made from x_{t-1}.",
+        "The model has to foresee what it should have seen: decoder and dynamics losses stay "
+        "higher, and acting, which does see x_t, meets states that training never made.",
+        "test_timeline.py::test_nothing_before_a_first_row_reaches_it_or_what_follows"),
     "decoder-mean-over-x": Mutant(
         "decoder_loss",
         "jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)",
@@ -479,6 +532,13 @@ MUTANTS = {
         "test_equations.py::"
         "test_the_continue_loss_is_least_at_one_minus_one_over_the_horizon_and_zero_at_an_end",
         seen=True),
+    "end-for-going-on": Mutant(
+        "continue_loss", "(1.0 - is_terminal) *", "is_terminal *",
+        "the target is 1 where the world ends and 0 where it goes on.",
+        "`dream/continue` is near 0: every dream is over at its first step, the trajectory weights "
+        "with it, and the actor learns from one step or none.",
+        "test_equations.py::"
+        "test_the_continue_loss_is_least_at_one_minus_one_over_the_horizon_and_zero_at_an_end"),
     "time-limit-as-end": Mutant(
         "prediction_loss", "rows.is_terminal", "rows.is_last",
         "the last row of every episode is taken for an end of the world.",
@@ -830,6 +890,12 @@ MUTANTS = {
         "β_rep stands where β_dyn belongs.",
         "The prior learns at a tenth of its rate: the dynamics loss falls slowly, dreams are "
         "vague for long.",
+        "test_equations.py::test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none"),
+    "scales-forgotten": Mutant(
+        "total_loss", "scales[name] * losses[name]", "losses[name]",
+        "all losses count alike.",
+        "Representation and dynamics pull at the latents with equal force, so these give way to "
+        "the prior: the decoder loss falls more slowly, and no number of the YAML changes that.",
         "test_equations.py::test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none"),
     "slow-critic-turned-round": Mutant(
         "train_step",

@@ -18,11 +18,6 @@ KNOWN = equations.functions()
 HELD = equations.tests(KNOWN)
 TASKS = [function for function in KNOWN.values() if function.week]
 ALL_WEEKS = " or ".join(f"week{week}" for week in sorted({task.week for task in TASKS}))
-# Nothing is to be fast here but the compiler, which meets the same operations again and again.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 "
-                      "--xla_llvm_disable_expensive_passes=true",
-         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
 def test_the_table_of_the_readme_is_made_from_the_docstrings():
@@ -102,7 +97,7 @@ def uses(tmp_path_factory):
     shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
     program = copy / equations.TASKS
     program.write_text(noting(program.read_text(encoding="utf-8")), encoding="utf-8")
-    environment = os.environ | QUICK | {"USES": str(copy / "uses.json")}
+    environment = os.environ | {"USES": str(copy / "uses.json")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.uses", "-m", ALL_WEEKS], cwd=copy,
         env=environment, capture_output=True, text=True)
@@ -116,26 +111,22 @@ def built_on(names):
     return {below for name in names for below in {name} | KNOWN[name].calls}
 
 
-@pytest.mark.slow
 def test_every_test_of_a_week_was_run_for_each_of_its_functions(uses):
     expected = {(test.name, name) for test in HELD if test.week for name in test.names}
     assert {(test, name) for test, names, _ in uses for name in names} == expected
 
 
-@pytest.mark.slow
 def test_a_test_uses_every_task_that_it_names_so_that_without_it_the_test_fails(uses):
     tasks = {task.name for task in TASKS}
     assert [(test, names & tasks - used) for test, names, used in uses
             if names & tasks - used] == []
 
 
-@pytest.mark.slow
 def test_a_test_uses_no_task_but_those_that_it_names_and_what_they_build_on(uses):
     assert [(test, used - built_on(names)) for test, names, used in uses
             if used - built_on(names)] == []
 
 
-@pytest.mark.slow
 def test_a_test_needs_nothing_that_is_written_later_than_what_it_names(uses):
     for test, names, used in uses:
         week = max(KNOWN[name].week for name in names)

@@ -95,9 +95,49 @@ def test_no_solution_is_found_anywhere_in_a_copy(weeks):
             assert [task for task in gone if every[task] in text] == []
 
 
+def told(text, tasks):
+    """{task: how many longer lines of its solution stand in a text}."""
+    lines, text = (ROOT / "dreamer.py").read_text(encoding="utf-8").splitlines(), squeezed(text)
+    text = text.replace("dreamer.", "")
+    body = {task.name: [squeezed(line) for line in lines[task.body[0] - 1 : task.body[1]]]
+            for task in tasks}
+    return {name: sum(len(line) > 30 and line in text for line in body[name]) for name in body}
+
+
+def test_no_file_of_a_copy_goes_through_what_is_to_be_written(weeks):
+    retold = (ROOT / "utils/explain.py").read_text(encoding="utf-8")
+    assert told(retold, TASKS.values())["dream_losses"] > 2  # it would be found
+    for copy in weeks.values():
+        gone = [TASKS[name] for name in blank(copy)]
+        for path, content in files(copy).items():
+            assert max(told(content.decode("utf-8", "ignore"), gone).values(), default=0) < 2, path
+
+
+def test_what_is_left_out_of_a_copy_says_so_and_is_there_when_all_is_written(weeks):
+    for week, copy in weeks.items():
+        kept = [path for path in handout.RETELLING
+                if (copy / path).read_bytes() == (ROOT / path).read_bytes()]
+        assert kept == (list(handout.RETELLING) if week == 6 else [])
+    done = subprocess.run([sys.executable, "dreamer.py", "--explain"], cwd=weeks[1], text=True,
+                          capture_output=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("utils.explain: left out") and done.stderr.count("\n") == 1
+
+
+def test_the_pages_of_a_copy_lead_to_what_is_there(weeks):
+    for copy in weeks.values():
+        for page in handout.PAGES:
+            text = (copy / page).read_text(encoding="utf-8")
+            assert equations.linked(text, copy) == text
+            assert not re.search(r"mistakes\.md|mutants|utils\.(handout|grade|equations)", text)
+            for path in re.findall(r"\]\(([\w./-]+)[)#]", text):
+                assert ((copy / page).parent / path).exists(), (page, path)
+
+
 def test_the_tools_of_teachers_and_the_history_stay_behind_and_nothing_else_is_changed(weeks):
     for copy in weeks.values():
-        found, ours = files(copy), {"ASSIGNMENT.md", "dreamer.py", "tests/weeks.json"}
+        found, ours = files(copy), {"ASSIGNMENT.md", "dreamer.py", "tests/weeks.json",
+                                    *handout.PAGES, *handout.RETELLING}
         assert not {f"utils/{name}" for name in handout.TEACHERS} & found.keys()
         assert not any(path.startswith((".git/", "runs/")) or "__pycache__" in path
                        for path in found)
@@ -121,6 +161,8 @@ def test_the_assignment_names_each_task_its_line_its_points_and_its_tests(weeks)
         points = sum(int(n) for n in re.findall(r"^### .* (\d+) points?$", text, re.M))
         assert points == sum(task.points for task in asked)
         assert not asked or f"{points} points in all" in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"all {len(TASKS)} ({sum(task.points for task in TASKS.values())} points)" in readme
 
 
 @pytest.mark.parametrize("values", re.findall(r"`(\w+\.\w+=[\d.]+)`", handout.WEEKS[6].more)

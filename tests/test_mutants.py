@@ -10,7 +10,7 @@ import pytest
 
 from tests import mutants
 from tests.mutants import MUTANTS, ROOT
-from utils import runs
+from utils import equations, runs
 
 SIDE_BY_SIDE = 2  # processes
 PAGE = ROOT / "docs" / "mistakes.md"
@@ -76,6 +76,13 @@ def test_no_mistake_is_listed_twice_and_every_change_changes_something():
     changes = [(mutant.function, mutant.old, mutant.new) for mutant in MUTANTS.values()]
     assert Counter(changes).most_common(1)[0][1] == 1
     assert all(mutant.old != mutant.new for mutant in MUTANTS.values())
+
+
+def test_each_equation_can_be_got_wrong_in_two_ways_at_least():
+    count = Counter(mutant.function.rpartition(".")[2] for mutant in MUTANTS.values())
+    numbered = [name for name, one in equations.functions().items()
+                if one.number and one.path == equations.TASKS and name[0].islower()]
+    assert len(numbered) > 20 and [name for name in numbered if count[name] < 2] == []
 
 
 def test_the_page_for_students_is_the_one_of_this_list():

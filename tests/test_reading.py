@@ -5,34 +5,15 @@
 writes the lines of its links anew, after the code has moved.
 """
 
-import ast
 import doctest
 import re
 from pathlib import Path
 
+from utils.equations import LINK, linked
+
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "docs" / "reading.md"
-LINK = re.compile(r"\[`(\w+)`\]\(\.\./(\w+\.py)#L\d+-L\d+\)")
 ANCHOR = re.compile(r"\]\(([\w./]*)#([\w-]+)\)")  # to a heading, of this page or another
-
-
-def linked(text):
-    """The text with each link to a function or class at the lines where it stands.
-
-    Raises: KeyError for a name that is not in the file."""
-    return LINK.sub(_link, text)
-
-
-def _link(match):
-    name, file = match.groups()
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    lines = {node.name: (node.lineno, node.end_lineno) for node in tree.body
-             if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    for node in tree.body:  # a decorator stands above its function
-        if isinstance(node, ast.FunctionDef) and node.decorator_list:
-            lines[node.name] = node.decorator_list[0].lineno, node.end_lineno
-    first, last = lines[name]
-    return f"[`{name}`](../{file}#L{first}-L{last})"
 
 
 def test_every_link_of_the_tour_leads_to_the_lines_of_its_function():

@@ -13,6 +13,7 @@ import io
 import re
 import tokenize
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("dreamer.py", "jaxmodels_nnx.py", "utils/optim.py")
 TASKS = SOURCES[0]  # the file that students write in
 EQUATION = re.compile(r"Eq\. (\d[\d, -]*) \| (.*)")
+LINK = re.compile(r"\[`(\w+)`\]\(\.\./(\w+\.py)#L\d+-L\d+\)")  # of docs/reading.md
 BRACE = re.compile(r"(?:^|\s)(\{?)(\d)(\}?)$")  # at the end of a comment
 
 
@@ -217,6 +219,25 @@ def _markers(test):
     """X of each pytest.mark.X in front of a test, and of each of its cases."""
     return {node.attr for mark in test.decorator_list for node in ast.walk(mark)
             if isinstance(node, ast.Attribute) and getattr(node.value, "attr", None) == "mark"}
+
+
+def linked(text, root=None):
+    """A page of docs/, each of its links to a function or class at the lines where that stands.
+
+    Raises: KeyError for a name that is not in the file."""
+    return LINK.sub(partial(_link, root or ROOT), text)
+
+
+def _link(root, match):
+    name, file = match.groups()
+    tree = ast.parse((root / file).read_text(encoding="utf-8"))
+    lines = {node.name: (node.lineno, node.end_lineno) for node in tree.body
+             if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in tree.body:  # a decorator stands above its function
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:
+            lines[node.name] = node.decorator_list[0].lineno, node.end_lineno
+    first, last = lines[name]
+    return f"[`{name}`](../{file}#L{first}-L{last})"
 
 
 def table():

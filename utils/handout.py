@@ -7,6 +7,7 @@ The copy holds the tests that name functions, and neither this tool nor the one 
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,21 @@ FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
          "requirements.txt", "pytest.ini", "README.md", "LICENSE", ".gitignore", "docs", "utils")
 TEACHERS = ("equations.py", "handout.py", "grade.py")  # of utils/
 TELLING = "mistakes.md"  # of docs/: it shows the lines that are changed
+# {file: tasks that it goes through again}: its place is taken where one of them is to be written.
+RETELLING = {
+    "utils/explain.py": {"world_losses", "advantages", "dream_losses", "replay_critic_loss",
+                         "agent_losses"},
+    "utils/rollouts.py": {"observe", "play"},
+}
+LEFT_OUT = '''"""Left out of this copy: it goes through what is to be written in dreamer.py."""
+
+import sys
+
+print(f"{__name__}: left out of this copy, it tells what is to be written", file=sys.stderr)
+sys.exit(2)
+'''
+PAGES = ("README.md", "docs/reading.md")
+FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 ASSIGNMENT = "ASSIGNMENT.md"
 
 
@@ -50,8 +66,8 @@ WEEKS = {
             "At the end the agent learns: `python dreamer.py` should solve CartPole-v1 within a "
             "minute, as README.md says."),
     6: Week("the whole agent, and an ablation of your own",
-            'the sections "Results" and "Discussion", the ablations above all, and the sections '
-            '"Metrics" and "Differences" of README.md', """\
+            'the section "Results", the ablations above all, and the sections "Metrics" and '
+            '"Differences" of README.md', """\
 No function is missing: this week is about what the agent does, and is marked by hand.
 
 1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`, some five minutes. Hand
@@ -62,9 +78,9 @@ No function is missing: this week is about what the agent does, and is marked by
 3. **Ablate** (40 points). Choose a number of `dreamer.yaml` that stands for an idea of the paper,
    say first what you expect and why, and then train three seeds without it, everything else
    equal: `python dreamer.py --env CartPole-v1 --seeds 3 --set learning.lambda_=0`. Others:
-   `learning.slow_rate=1`, `learning.free_bits=0`, `learning.beta_rep=0`, `learning.imagination=1`,
-   `learning.slow_scale=0`, `learning.beta_replay=0`, `run.train_ratio=4`. Draw both in one figure:
-   mean over the seeds, and each seed.
+   `learning.slow_rate=1`, `learning.imagination=1`, `learning.horizon=20`, `learning.eta=0`,
+   `optimizer.agc=1000`, `replay.length=4`, `run.train_ratio=4`. (Those of the section "Ablations"
+   in README.md are done.) Draw both in one figure: mean over the seeds, and each seed.
 4. **Conclude** (20 points). Half a page: what happened, whether three seeds are enough to say so,
    and what you would measure next."""),
 }
@@ -133,6 +149,13 @@ def write(out, tasks, blank, week):
             text = (copy / path).read_text(encoding="utf-8")
             text = equations.blanked(text, [task for task in blank if task.path == path])
             (copy / path).write_text(text, encoding="utf-8")
+        for path, retold in RETELLING.items():
+            if retold & {task.name for task in blank}:
+                (copy / path).write_text(LEFT_OUT, encoding="utf-8")
+        for path in PAGES:
+            text = (copy / path).read_text(encoding="utf-8")
+            text = re.sub(r"\n{3,}", "\n\n", FOR_TEACHERS.sub("", text))
+            (copy / path).write_text(equations.linked(text, copy), encoding="utf-8")
         text = assignment(tasks, equations.functions(copy), week)
         (copy / ASSIGNMENT).write_text(text, encoding="utf-8")
         if out.exists():
@@ -175,7 +198,10 @@ def assignment(tasks, copied, week):
 
 def _how_to(tasks, week):
     """What is to be done with any task, and how to check it."""
-    marks = " or ".join(f"week{one}" for one in sorted({task.week for task in tasks}))
+    weeks = sorted({task.week for task in tasks})
+    whole = len(tasks) == sum(one.week in weeks for one in equations.functions().values())
+    marks = " or ".join([f"week{one}" for one in weeks] if whole else
+                        [f"({task.marker})" for task in tasks])
     points = sum(task.points for task in tasks)
     rest = ("Those of the weeks before are written, those of later weeks are not." if week
             else "All others are written.")
@@ -187,7 +213,8 @@ shapes, and where the paper (arXiv 2301.04104v2) has it; the docstring at the to
 notation, shapes and the time line.
 {rest}
 
-Install as README.md says. Then
+README.md and docs/ tell of the whole project, with nothing left to write. Install as README.md
+says. Then
 
     python -m pytest -m "{marks}"
 

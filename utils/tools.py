@@ -14,7 +14,7 @@ from flax import nnx
 
 import dreamer
 import gymnax_wrappers
-from utils import explain, film
+from utils import film
 from utils.agent import Agent
 from utils.cli import EXPLAIN, LIST
 from utils.drawings import draw
@@ -33,6 +33,7 @@ def run(command):
         return 0
     try:
         if command.tool == EXPLAIN:
+            from utils import explain  # here, for a student's copy may lack it
             explain.show(command.config)
             return 0
         agent, tools = Agent(command.run), {"eval": score, "watch": watch}
