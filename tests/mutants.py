@@ -282,9 +282,9 @@ MUTANTS = {
         "symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))",
         "jnp.linspace(-20.0, 0.0, n // 2 + 1)",
         "the bins are -20 ... 20 themselves.",
-        "`dream/value` creeps to 19 and stays (109 without the mistake), `actor/return_high` to "
-        "29: no bin lies beyond 20. With CartPole's rewards of 1 that is enough to come to 500; "
-        "with larger rewards it is not.",
+        "`dream/value` creeps to 19 and stays (109 without the mistake): no bin lies further "
+        "out. With CartPole's rewards of 1 that is enough to come to 500; with larger rewards it "
+        "is not.",
         "test_equations.py::test_the_bins_are_antisymmetric_to_the_bit_with_zero_in_the_middle",
         seen=True),
     "bins-too-near": Mutant(
@@ -360,9 +360,8 @@ MUTANTS = {
         "sample_onehot", "onehot + (probs - jax.lax.stop_gradient(probs))", "onehot",
         "a sample without the gradient of its probabilities.",
         "The decoder, reward and continue losses teach encoder and posterior nothing any more, "
-        "so the latents hold nothing: within 200 updates the dynamics loss lies at the free "
-        "bits, 0.1, and both entropies at that of the uniform, 44.2 nats. The decoder loss stays"
-        " at 0.06 (0.024 without the mistake), the score at 40.",
+        "so the latents hold nothing: the dynamics loss lies at the free bits, 0.1. The "
+        "decoder loss stays at 0.06 (0.024 without the mistake), the score at 43 or less.",
         "test_equations.py::test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities",
         seen=True),
     "mode-for-sample": Mutant(
@@ -492,7 +491,7 @@ MUTANTS = {
         "row t meets a_t, which was chosen after x_t was seen.",
         "The posterior copes and the score rises, but to 267 at most where the agent without the"
         " mistake comes to 500: in a dream a_t hardly tells s_{t+1}. The dynamics loss stays at "
-        "0.78 (0.49 without), the decoder loss at 0.04 (0.024).",
+        "0.77 (0.49 without), the decoder loss at 0.04 (0.024).",
         "test_timeline.py::"
         "test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_ends_there",
         seen=True),
@@ -525,10 +524,9 @@ MUTANTS = {
     "discount-forgotten": Mutant(
         "continue_loss", "(1.0 - is_terminal) * (1.0 - 1.0 / horizon)", "1.0 - is_terminal",
         "the target of a row that goes on is 1.",
-        "Hardly anything in 1,000 updates: 464 at the end, `dream/value` 121 and "
-        "`actor/return_high` 134 (109 and 120 without the mistake), and both still rising. The "
-        "continue loss is lower, 0.033 for 0.054, for a target of 1 has no entropy. Of a task "
-        "without end, values would rise for ever.",
+        "Hardly anything in so short a run: 464 at the end, and `dream/value` 121 (109 without the "
+        "mistake). The continue loss is lower, 0.033 for 0.054, for a target of 1 has no entropy. "
+        "Of a task without end, values would rise for ever.",
         "test_equations.py::"
         "test_the_continue_loss_is_least_at_one_minus_one_over_the_horizon_and_zero_at_an_end",
         seen=True),
@@ -571,10 +569,9 @@ MUTANTS = {
         "kl(jax.lax.stop_gradient(posterior), prior)",
         "kl(posterior, jax.lax.stop_gradient(prior))",
         "L_dyn teaches the posterior, and nothing ever teaches the prior.",
-        "The prior learns nothing, so the posterior gives way instead: "
-        "`latents/posterior_entropy` and `latents/prior_entropy` stay at 42 nats (31 without the"
-        " mistake). The score rises late, to 240 where the other comes to 500, and `dream/value`"
-        " is 55 (109).",
+        "The prior learns nothing, so the posterior gives way instead and says less: the dynamics "
+        "loss is 0.32 (0.49 without the mistake). The score rises late, to 240 where the other "
+        "comes to 500, and `dream/value` is 55 (109).",
         "test_equations.py::test_each_kl_loss_teaches_one_side_and_only_above_the_free_bits",
         seen=True),
     "free-bits-per-latent": Mutant(
@@ -657,9 +654,9 @@ MUTANTS = {
     "no-bootstrap": Mutant(
         "lambda_returns", "values[:, -1], inputs", "jnp.zeros_like(values[:, -1]), inputs",
         "a dream is worth nothing beyond its last step.",
-        "`actor/return_high` stops at 15.1, one reward for each step of a dream, and "
-        "`dream/value` at 9.2 (109 without the mistake). In CartPole that is no catastrophe, for"
-        " 15 steps are enough to see a pole fall: the score comes to 450.",
+        "No return is more than the rewards of one dream, and `dream/value` stops at 9.2 (109 "
+        "without the mistake). In CartPole that is no catastrophe, for a dream is long enough to "
+        "see a pole fall: the score comes to 450.",
         "test_equations.py::test_the_lambda_return_of_two_steps_is_the_one_worked_out_by_hand",
         seen=True),
     "no-trajectory-weights": Mutant(
@@ -763,7 +760,7 @@ MUTANTS = {
         "the return itself for the advantage.",
         "Every action is praised where all rewards are positive: the policy settles early on "
         "what it happened to do (`actor/entropy` 0.19, 0.31 without the mistake), and the score "
-        "stays between 100 and 190.",
+        "stays below 190.",
         "test_equations.py::"
         "test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit",
         seen=True),
@@ -785,8 +782,8 @@ MUTANTS = {
     "entropy-punished": Mutant(
         "actor_loss", "reinforce + eta", "reinforce - eta",
         "η is subtracted: a sure policy is rewarded for being sure.",
-        "`actor/entropy` falls to 0.04 (0.31 without the mistake), and the score stays between "
-        "140 and 180: what the agent does by then is what it will always do.",
+        "`actor/entropy` falls to 0.04 (0.31 without the mistake), and the score stays below "
+        "180: what the agent does by then is what it will always do.",
         "test_equations.py::test_the_entropy_bonus_of_the_actor_loss_is_eta_times_the_entropy",
         seen=True),
     "advantage-taught": Mutant(

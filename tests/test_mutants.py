@@ -1,5 +1,6 @@
 """The suite finds every classic mistake of tests/mutants.py, and the page tells of each."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -95,6 +96,25 @@ def test_what_is_said_to_be_seen_was_seen_in_a_run_that_is_kept():
     assert {name for name, mutant in MUTANTS.items() if mutant.seen} == set(found) - {mutants.NONE}
     assert found[mutants.NONE]["status"] == 0 and mutants.PICTURE.exists()
     assert max(value for _, value in found[mutants.NONE]["curve"]) >= 475
+
+
+def kept(found, name):
+    """All numbers that are kept of a run with a mistake and of the one without."""
+    runs_of = (found[name], found[mutants.NONE])
+    return [value for run in runs_of
+            for value in (*run["last"].values(), *(score for _, score in run["curve"]))]
+
+
+def test_each_number_that_is_said_to_be_seen_is_one_that_is_kept():
+    found = runs.read(mutants.CURVES)
+    for name, mutant in MUTANTS.items():
+        for before, word in re.findall(r"(\w*) (\d+(?:\.\d+)?)\b", mutant.symptom * mutant.seen):
+            number, digits = float(word), len(word.partition(".")[2])
+            if before == "below":
+                assert max(score for _, score in found[name]["curve"][1:]) < number, (name, word)
+            elif number > 2 or digits:
+                near = [abs(value - number) for value in kept(found, name)]
+                assert min(near) <= 0.5001 * 10**-digits, (name, word)
 
 
 @pytest.mark.parametrize("flags, words", [
