@@ -78,9 +78,9 @@ No function is missing: this week is about what the agent does, and is marked by
 3. **Ablate** (40 points). Choose a number of `dreamer.yaml` that stands for an idea of the paper,
    say first what you expect and why, and then train three seeds without it, everything else
    equal: `python dreamer.py --env CartPole-v1 --seeds 3 --set learning.lambda_=0`. Others:
-   `learning.slow_rate=1`, `learning.imagination=1`, `learning.horizon=20`, `learning.eta=0`,
-   `optimizer.agc=1000`, `replay.length=4`, `run.train_ratio=4`. (Those of the section "Ablations"
-   in README.md are done.) Draw both in one figure: mean over the seeds, and each seed.
+   `learning.slow_rate=1`, `learning.imagination=1`, `learning.horizon=20`, `model.blocks=1`,
+   `optimizer.momentum=0`, `replay.length=4`, `run.train_ratio=4`. (Those of the section
+   "Ablations" in README.md are done.) Draw both in one figure: mean over the seeds, and each seed.
 4. **Conclude** (20 points). Half a page: what happened, whether three seeds are enough to say so,
    and what you would measure next."""),
 }
@@ -98,8 +98,9 @@ def main(argv=None):
         write(_empty(flags.out), tasks, blank, flags.week)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.handout")
-    print(f"written      {flags.out}: {len(tasks)} tasks, {sum(task.points for task in tasks)} "
-          f"points; begin with {flags.out / ASSIGNMENT}")
+    what = (f"{len(tasks)} tasks, {sum(task.points for task in tasks)} points" if tasks
+            else "no function is missing")
+    print(f"written      {flags.out}: {what}; begin with {flags.out / ASSIGNMENT}")
     return 0
 
 
