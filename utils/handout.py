@@ -70,7 +70,7 @@ WEEKS = {
             '"Differences" of README.md', """\
 No function is missing: this week is about what the agent does, and is marked by hand.
 
-1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`, some five minutes. Hand
+1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`, five to ten minutes. Hand
    in `learning_curve.png`, and `metrics.jsonl` of each seed. After how many steps is each solved
    (475)? How far are the seeds apart?
 2. **Understand** (20 points). Choose three curves of `metrics.jsonl` (README.md, "Metrics", has a
