@@ -43,7 +43,7 @@ def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "_alone", lambda point, briefly: bench.measure(point, briefly))
     assert bench.main(["--size", "debug", "--envs", "4", "--results", str(tmp_path)]) == 0
-    [found] = json.loads((tmp_path / bench.ONE).read_text())["points"]
+    [found] = json.loads((tmp_path / bench.POINT).read_text())["points"]
     assert found["name"] == "debug envs 4" and all(found[key] for key in found)
     reached = found["operations"] / found["update_ms"][0] / (bench.UNIT / found["unit_ms"])
     assert found["share_of_product"] == pytest.approx(reached) and reached < 1

@@ -201,7 +201,8 @@ def test_results_that_are_none_are_named_before_anything_runs(
 
 def test_a_table_of_what_is_not_there_gets_one_line(tmp_path, capsys):
     assert suite.main(["--table", "--results", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err.endswith("results.json: no such file\n")
+    assert capsys.readouterr().err.endswith(
+        "results.json: no such file; without --table it is made\n")
 
 
 @pytest.mark.parametrize("score, interval, reference, word", [

@@ -186,7 +186,7 @@ def shown(path, levels):
 
     Raises: ValueError."""
     if not path.exists():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: no such file; without --table it is made")
     return read(path, levels)
 
 
