@@ -9,6 +9,7 @@ functions that a test can name are markers: -m symlog, -m week1, -m "observe and
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ for name, value in (("jax_compilation_cache_dir", SHARED.name),
                     ("jax_persistent_cache_min_compile_time_secs", 0.3)):
     kept = os.environ.setdefault(name.upper(), str(value))  # one that started these tests shares it
     jax.config.update(name, type(value)(kept))
+POOL, BEGUN = ThreadPoolExecutor(1), {}
 
 
 @contextmanager
@@ -40,6 +42,26 @@ def _in_full():
 def in_full():
     """A context in which programs are compiled as a user's, in this process and in others."""
     return _in_full
+
+
+def pytest_collection_finish(session):
+    """Processes that take long begin at once, one after the other, beside the tests.
+
+    A module's `begin_X(folder, full)` is the beginning of its fixture X, and is called if a test
+    that was chosen asks for that; `full` is the environment of processes that compile in full."""
+    full = {name: value for name, value in os.environ.items() if name != HURRY}
+    for item in [] if session.config.option.collectonly else session.items:
+        for name in getattr(item, "fixturenames", ()):
+            if hasattr(item.module, f"begin_{name}") and name not in BEGUN:
+                folder = Path(SHARED.name) / name
+                folder.mkdir()
+                BEGUN[name] = POOL.submit(getattr(item.module, f"begin_{name}"), folder, full)
+
+
+@pytest.fixture(scope="session")
+def begun():
+    """begun(X) is what begin_X gave."""
+    return lambda name: BEGUN[name].result()
 
 
 @pytest.fixture(autouse=True)

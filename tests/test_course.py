@@ -89,10 +89,9 @@ def noting(text):
     return "".join(lines)
 
 
-@pytest.fixture(scope="module")
-def uses(tmp_path_factory):
-    """[(test, the functions that it names, the tasks that it used when it was run)]."""
-    copy = tmp_path_factory.mktemp("uses") / "copy"
+def begin_uses(folder, _):
+    """Run the tests of all weeks in a copy that notes what they use: its path, how that ended."""
+    copy = folder / "copy"
     handout.copy_project(copy)
     shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
     program = copy / equations.TASKS
@@ -101,6 +100,13 @@ def uses(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.uses", "-m", ALL_WEEKS], cwd=copy,
         env=environment, capture_output=True, text=True)
+    return copy, done
+
+
+@pytest.fixture(scope="module")
+def uses(begun):
+    """[(test, the functions that it names, the tasks that it used when it was run)]."""
+    copy, done = begun("uses")
     assert done.returncode == 0, done.stdout + done.stderr
     return [(test, set(names), set(used))
             for test, names, used in json.loads((copy / "uses.json").read_text())]

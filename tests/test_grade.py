@@ -46,7 +46,7 @@ def course(tmp_path, monkeypatch):
         words = {"name": name, "number": number, "below": below, "more": 1, "week": number // 8 + 1}
         program += FUNCTION.format(**words)
         tests += TEST.format(**words)
-    for path in ("jaxmodels_nnx.py", "utils/optim.py", *handout.FILES):
+    for path in ("jaxmodels_nnx.py", "utils/optim.py", *handout.FILES, *handout.PAGES):
         if not (root / path).is_dir():
             (root / path).write_text("", encoding="utf-8")
     (root / "dreamer.py").write_text(program, encoding="utf-8")

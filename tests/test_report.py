@@ -40,18 +40,24 @@ class Lesson(NamedTuple):
     material: studies.Material
 
 
+def begin_lesson(folder, full):
+    """Let the first lesson be learned, as a user would: its run, and how it ended."""
+    run = folder / "run"
+    command = [sys.executable, ROOT / "dreamer.py", "--world-model-only", "--logdir", run]
+    return run, subprocess.run(command, cwd=folder, env=full, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory, in_full):
+def lesson(begun):
     """The first lesson, and afterwards the full report of its run."""
-    run, seen, gather = tmp_path_factory.mktemp("lesson") / "run", [], studies.gather
+    run, done = begun("lesson")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (run / "report").iterdir()}
+    material = studies.gather(Agent(run))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "gather", lambda agent: seen.append(gather(agent)) or seen[0])
-        with in_full():
-            assert dreamer.main(["--world-model-only", "--logdir", str(run)]) == 0
-        names = {path.name for path in (run / "report").iterdir()}
-        patch.setattr(studies, "gather", lambda agent: seen[0])  # the same episodes once more
+        patch.setattr(studies, "gather", lambda agent: material)  # the same episodes once more
         assert report.main([str(run)]) == 0
-    return Lesson(run, names, seen[0])
+    return Lesson(run, names, material)
 
 
 def test_the_lesson_learns_no_behaviour_and_ends_with_pictures_2_to_5(lesson):
