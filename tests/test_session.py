@@ -37,11 +37,15 @@ def _finish(process):
     return process.returncode, out, err
 
 
+def begin_whole(folder, _):
+    """Make the run that nobody disturbs: its folder, and how it ended."""
+    return folder / "run", _finish(_start(*FLAGS, "--logdir", folder / "run"))
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(begun):
     """A run that nobody disturbed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    status, _, err = _finish(_start(*FLAGS, "--logdir", run))
+    run, (status, _, err) = begun("whole")
     assert status == 0, err
     return run
 
@@ -91,12 +95,21 @@ def _killed(run, times):
     return _finish(process)
 
 
-def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happened(
-        whole, tmp_path):
-    killed = [tmp_path / "one", tmp_path / "other"]
-    with ThreadPoolExecutor() as pool:  # of two, which takes half the time of one with ten
-        ends = list(pool.map(partial(_killed, times=5), killed))
-    for run, (status, out, err) in zip(killed, ends):
+def begin_killed(folder, _):
+    """Kill two runs five times each, half the time of one with ten: [(run, how it ended)]."""
+    runs = [folder / "one", folder / "other"]
+    with ThreadPoolExecutor() as pool:
+        return list(zip(runs, pool.map(partial(_killed, times=5), runs)))
+
+
+@pytest.fixture(scope="module")
+def killed(begun):
+    """[(run, how it ended at last)] of runs that were killed and resumed again and again."""
+    return begun("killed")
+
+
+def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happened(whole, killed):
+    for run, (status, out, err) in killed:
         assert status == 0, err
         assert f"resuming     {run} from step" in out
         _assert_same_run(whole, run)
