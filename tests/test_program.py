@@ -25,9 +25,8 @@ SHIPPED = ROOT / "dreamer.yaml"
 TIMES = ("time/",)  # names that begin so are measured by a clock
 
 
-def _run(folder, *flags, cache=None):
-    command = [sys.executable, ROOT / "dreamer.py", *flags]
-    environment = dict(os.environ)
+def _run(folder, *flags, cache=None, environment=os.environ):
+    command, environment = [sys.executable, ROOT / "dreamer.py", *flags], dict(environment)
     if cache:  # the user's, instead of the one that tests share
         del environment["JAX_COMPILATION_CACHE_DIR"]
         environment["XDG_CACHE_HOME"] = str(cache)
@@ -47,18 +46,24 @@ def kept_in(cache):
             if path.name.startswith(large)}
 
 
+def begin_finished(folder, full):
+    """Make a debug run in an empty folder: what it printed, that folder, the user's cache."""
+    empty, cache = folder / "empty", folder / "cache"
+    empty.mkdir()
+    flags = ["--preset", "debug", "--seed", "3"]
+    return _run(empty, *flags, cache=cache, environment=full), empty, cache
+
+
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(begun):
     """The user's cache folder, where the first run leaves what it compiled for all others."""
-    return tmp_path_factory.mktemp("cache")
+    return begun("finished")[2]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, cache, in_full):
+def finished(begun):
     """A debug run in an empty folder: what it printed, and its run folder."""
-    folder = tmp_path_factory.mktemp("empty")
-    with in_full():
-        done = _run(folder, "--preset", "debug", "--seed", "3", cache=cache)
+    done, folder, _ = begun("finished")
     assert [path.name for path in folder.iterdir()] == ["runs"]
     (run,) = (folder / "runs").iterdir()
     return done, run

@@ -72,11 +72,16 @@ def _plain(leaf):
     return jax.random.key_data(leaf) if is_key else leaf
 
 
+def begin_several(folder, _):
+    """Train several seeds: the folder of their runs, and what was printed."""
+    flags = ["--preset", "debug", "--seed", "4", "--seeds", str(SEEDS)]
+    return folder / "run", _run(*flags, "--logdir", folder / "run")
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def several(begun):
     """What `--seeds` leaves, and what it printed."""
-    run = tmp_path_factory.mktemp("several") / "run"
-    return run, _run("--preset", "debug", "--seed", "4", "--seeds", str(SEEDS), "--logdir", run)
+    return begun("several")
 
 
 def _run(*flags):
@@ -90,8 +95,8 @@ def _rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_seed_leaves_a_whole_run_of_its_own_and_all_one_picture(folder):
-    run, said = folder
+def test_each_seed_leaves_a_whole_run_of_its_own_and_all_one_picture(several):
+    run, said = several
     assert sorted(path.name for path in run.iterdir()) == [
         "learning_curve.png", "seed-4", "seed-5", "seed-6"]
     with Image.open(run / "learning_curve.png") as picture:
@@ -108,16 +113,16 @@ def test_each_seed_leaves_a_whole_run_of_its_own_and_all_one_picture(folder):
     assert "seeds        3 agents side by side, shown as means" in said
 
 
-def test_the_numbers_shown_are_the_means_of_the_seeds(folder):
-    run, said = folder
+def test_the_numbers_shown_are_the_means_of_the_seeds(several):
+    run, said = several
     last = [line for line in said.splitlines() if "steps 100%" in line][-1]
     found = [[row["charts/eval_return"] for row in _rows(run / f"seed-{seed}" / "metrics.jsonl")
               if "charts/eval_return" in row][-1] for seed in (4, 5, 6)]
     assert float(last.split("eval")[1].split()[0]) == pytest.approx(np.mean(found), abs=0.05)
 
 
-def test_one_of_the_seeds_goes_on_alone(folder):
-    run, _ = folder
+def test_one_of_the_seeds_goes_on_alone(several):
+    run, _ = several
     one = run / "seed-5"
     before = _rows(one / "metrics.jsonl")
     said = _run("--resume", one, "--steps", "800")
@@ -126,8 +131,8 @@ def test_one_of_the_seeds_goes_on_alone(folder):
     assert f"resuming     {one} from step" in said
 
 
-def test_who_asks_for_all_of_them_at_once_is_told_their_names(folder, capsys):
-    assert dreamer.main(["--resume", str(folder[0])]) == 2
+def test_who_asks_for_all_of_them_at_once_is_told_their_names(several, capsys):
+    assert dreamer.main(["--resume", str(several[0])]) == 2
     assert "those inside it: seed-4, seed-5, seed-6\n" in capsys.readouterr().err
 
 
@@ -137,8 +142,8 @@ def test_who_asks_for_all_of_them_at_once_is_told_their_names(folder, capsys):
     (["--seeds", "2", "--eval", "RUN"], "--seeds: cannot be used with --eval"),
     (["--seed", "4294967295", "--seeds", "2"], "from 1 to 1, found '2'"),
 ])
-def test_an_impossible_number_of_seeds_gets_one_line(flags, said, folder, capsys):
-    one = str(folder[0] / "seed-4")
+def test_an_impossible_number_of_seeds_gets_one_line(flags, said, several, capsys):
+    one = str(several[0] / "seed-4")
     assert dreamer.main([one if flag == "RUN" else flag for flag in flags]) == 2
     found = capsys.readouterr().err
     assert said in found and found.count("\n") == 1

@@ -191,7 +191,7 @@ def test_a_wrong_flag_gets_one_line_and_status_2(flags, words, capsys, tmp_path,
 def test_results_that_are_none_are_named_before_anything_runs(
         text, words, tmp_path, capsys, pretend):
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
-    flags = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    flags = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs"), "--env", "Catch-bsuite"]
     for more in (["--table"], []):
         assert suite.main([*flags, *more]) == 2
         said = capsys.readouterr().err
