@@ -49,7 +49,7 @@ class Point(NamedTuple):
 
 
 PAPER = ("replay.batch=16", "replay.length=64", "run.envs=16", "run.prefill=2080")
-# Updates in one call: memory is taken anew in each call, so one alone is a quarter dearer for size1m.
+# Updates in one call, which asks for its memory anew: one alone is a quarter dearer for size1m.
 ONE, FOUR, SIXTEEN = ((*PAPER, f"run.chunk={64 * many}") for many in (1, 4, 16))
 POINTS = (
     Point("default", None),
