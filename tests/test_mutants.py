@@ -108,7 +108,8 @@ def kept(found, name):
 def test_each_number_that_is_said_to_be_seen_is_one_that_is_kept():
     found = runs.read(mutants.CURVES)
     for name, mutant in MUTANTS.items():
-        for before, word in re.findall(r"(\w*) (\d+(?:\.\d+)?)\b", mutant.symptom * mutant.seen):
+        said = mutant.symptom if mutant.seen else ""
+        for before, word in re.findall(r"(\w*)[ (]+(\d+(?:\.\d+)?)\b", said):
             number, digits = float(word), len(word.partition(".")[2])
             if before == "below":
                 assert max(score for _, score in found[name]["curve"][1:]) < number, (name, word)
