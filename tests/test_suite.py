@@ -25,6 +25,7 @@ RESULTS = ROOT / "docs"
 # What a block of an environment may change: the rest is one set of numbers for all.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
        "model": None, "learning": {"eta"}}
+ETA = {"PointRobot-misc": 0.0003}  # continuous actions have 0.001: README, Differences, 4
 
 
 @pytest.fixture
@@ -223,6 +224,14 @@ def test_a_score_has_an_interval_where_there_are_several_seeds(seeds, score):
     assert row == f"| Own | 0.000 | - | {score} | - | 1.000 | {seeds} | 640 | 10 | 1.0 |"
 
 
+def test_a_reference_stands_with_the_steps_it_took_where_they_are_known():
+    seed = {"last": 1.0, "steps": 640, "updates": 10, "seconds": 60}
+    found = {"random": {"score": 0.0}, "score": 1.0, "interval": 0.0, "seeds": [seed]}
+    rows = suite.table(dict.fromkeys(["Breakout-MinAtar", "Catch-bsuite"], found)).splitlines()
+    assert "| 0.000 | 28.0 after 10M | 1.000 | no |" in rows[-2]
+    assert "| 0.000 | 1.000 | 1.000 | yes |" in rows[-1]
+
+
 def test_the_random_policy_of_a_known_game_gets_what_it_must():
     run = runs.resolved(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
     found = suite.random_policy(run)  # one arm of eleven, 0 to 1
@@ -246,7 +255,8 @@ def test_environments_differ_in_budget_and_size_and_continuous_ones_in_eta_and_b
             assert section in OWN, name
             assert OWN[section] is None or set(keys) <= OWN[section], name
         continuous = not gymnax_wrappers.make(name).discrete
-        assert block.get("learning") == ({"eta": 0.001} if continuous else None), name
+        eta = {"eta": ETA.get(name, 0.001)} if continuous else None
+        assert block.get("learning") == eta, name
     text = (ROOT / "dreamer.yaml").read_text(encoding="utf-8")
     for name in blocks():
         assert re.search(rf"^  {re.escape(name)}:.*  # \S", text, re.MULTILINE), name

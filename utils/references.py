@@ -4,13 +4,16 @@ from typing import NamedTuple
 
 
 class Reference(NamedTuple):
-    """A return that is known for an environment, None where nobody published one, and whose."""
+    """A return that is known for an environment, None where nobody published one, and whose.
+
+    `steps` is after how many environment steps, None where that does not matter or is not known."""
 
     score: float | None
     source: str
+    steps: int | None = None
 
 
-PPO = "gymnax's table (PPO, 10M steps)"
+PPO, LONG = "gymnax's table (PPO, 10M steps)", 10_000_000
 TUNED = "gymnax's table (PPO or ES)"
 EVOLVED = "gymnax's table (ES)"
 BEST = "the best possible"
@@ -23,11 +26,11 @@ REFERENCES = {
     "Acrobot-v1": Reference(-80.0, f"{TUNED}; Gym: -100"),
     "MountainCar-v0": Reference(-110.0, "Gym's threshold"),
     "MountainCarContinuous-v0": Reference(92.0, f"{TUNED}; Gym: 90"),
-    "Asterix-MinAtar": Reference(15.0, PPO),
-    "Breakout-MinAtar": Reference(28.0, PPO),
-    "Freeway-MinAtar": Reference(58.0, PPO),
+    "Asterix-MinAtar": Reference(15.0, PPO, LONG),
+    "Breakout-MinAtar": Reference(28.0, PPO, LONG),
+    "Freeway-MinAtar": Reference(58.0, PPO, LONG),
     "Seaquest-MinAtar": Reference(None, "none published"),
-    "SpaceInvaders-MinAtar": Reference(131.0, PPO),
+    "SpaceInvaders-MinAtar": Reference(131.0, PPO, LONG),
     "Catch-bsuite": Reference(1.0, BEST),
     "DeepSea-bsuite": Reference(0.99, BEST),
     "MemoryChain-bsuite": Reference(1.0, BEST),

@@ -116,7 +116,7 @@ def table(results):
         seeds, reference = found["seeds"], REFERENCES.get(name)
         rows.append([
             name, _number(found["random"]["score"]),
-            _number(reference.score) if reference and reference.score is not None else "-",
+            _reference(reference),
             _number(found["score"]) + f" ± {_number(found['interval'])}" * (len(seeds) > 1),
             reached(found, reference), _number(np.mean([seed["last"] for seed in seeds])),
             str(len(seeds)), f"{seeds[0]['steps']:,}", f"{seeds[0]['updates']:,}",
@@ -131,6 +131,14 @@ def reached(found, reference):
     if found["score"] >= reference.score - 5e-4 * abs(reference.score):
         return "yes"
     return "within ±" if found["score"] + found["interval"] >= reference.score else "no"
+
+
+def _reference(reference):
+    """A reference's score, with the steps it took where that is known."""
+    if reference is None or reference.score is None:
+        return "-"
+    steps = f" after {reference.steps / 1e6:g}M" if reference.steps else ""
+    return _number(reference.score) + steps
 
 
 def read(folder):
