@@ -25,7 +25,7 @@ RESULTS = ROOT / "docs"
 # What a block of an environment may change: the rest is one set of numbers for all.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
        "model": None, "learning": {"eta"}}
-ETA = {"PointRobot-misc": 0.0003, "Reacher-misc": 0.0003}  # why: README, Differences, 4
+ETA = {"PointRobot-misc": 0.0003}  # why: README, Differences, 4
 
 
 @pytest.fixture
