@@ -325,14 +325,27 @@ def run(folder, *flags):
                           capture_output=True, text=True)
 
 
-def test_the_environment_of_the_readme_is_trained_and_filmed(folder):
+def begin_trained(folder, _):
+    """Train the README's environment in a folder, and film it: how each ended."""
+    (folder / "my_env.py").write_text(example(), encoding="utf-8")
     trained = run(folder, "--env", "my_env:Line", "--env-param", "stride=0.2", "--preset", "debug",
                   "--set", "run.eval_limit=60")
-    assert trained.returncode == 0, trained.stderr
-    (made,) = (folder / "runs").iterdir()
+    made = sorted((folder / "runs").glob("*"))
+    return made, trained, run(folder, "--watch", *made)
+
+
+@pytest.fixture(scope="module")
+def trained(begun):
+    """The runs that were made of the README's environment, how training ended, how filming."""
+    return begun("trained")
+
+
+def test_the_environment_of_the_readme_is_trained_and_filmed(trained):
+    (made,), training, filming = trained
+    assert training.returncode == 0, training.stderr
     assert made.name.startswith("my_env-Line-0-")
     assert "stride: 0.2" in (made / "config.yaml").read_text(encoding="utf-8")
-    assert dreamer.main(["--watch", str(made)]) == 0
+    assert filming.returncode == 0, filming.stderr
     assert (made / "episode-0.gif").is_file()
 
 
