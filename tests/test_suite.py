@@ -25,17 +25,25 @@ RESULTS = ROOT / "docs"
 # What a block of an environment may change: the rest is one set of numbers for all.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
        "model": None, "learning": {"eta"}}
-ETA = {"PointRobot-misc": 0.0003}  # why: README, Differences, 4
+# Which η is not the default's: README, Differences, 4.
+ETA = {"PointRobot-misc": 0.0003}
+LESS = {"Acrobot-v1", "Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar",
+        "SpaceInvaders-MinAtar"}  # besides continuous actions
+
+
+def _tiny(folder):
+    """A configuration file whose defaults are those of `debug`, with a block of an environment."""
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.steps=300"])
+    path = folder / "tiny.yaml"
+    block = "presets:\n  Catch-bsuite: {run: {steps: 320}}\n"
+    path.write_text(config.dump(settings) + block, encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A configuration file whose defaults are those of `debug`, with a block of an environment."""
-    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.steps=300"])
-    path = tmp_path / "tiny.yaml"
-    block = "presets:\n  Catch-bsuite: {run: {steps: 320}}\n"
-    path.write_text(config.dump(settings) + block, encoding="utf-8")
-    return path
+    """Where that file is."""
+    return _tiny(tmp_path)
 
 
 def call(tiny, *flags):
@@ -131,22 +139,37 @@ def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch
     assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
 
 
-def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(
-        tiny, capsys, monkeypatch, in_full):
+def begin_stopped(folder, full):
+    """Start the suite twice and stop the first: the configuration, and both as they ended.
+
+    Compiled in full, so that it is not over before it is stopped."""
+    tiny = _tiny(folder)
     command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "Catch-bsuite",
-               "--seeds", "1", "--results", tiny.parent / "results", "--runs", tiny.parent / "runs"]
-    folder = tiny.parent / "runs" / "Catch-bsuite-0"
-    with in_full():  # so that it is not over before it is stopped
-        first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    with first:
-        while "device" not in _text(folder / "log.txt"):
-            assert first.poll() is None
+               "--seeds", "1", "--results", folder / "results", "--runs", folder / "runs"]
+    start = partial(subprocess.Popen, command, cwd=ROOT, env=full, text=True,
+                    stdout=subprocess.PIPE)
+    log = folder / "runs" / "Catch-bsuite-0" / "log.txt"
+    with start() as first:
+        while "device" not in _text(log) and first.poll() is None:
             time.sleep(0.1)
-        assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
-        assert "another process is at it" in capsys.readouterr().out
-        os.kill(first.pid, signal.SIGINT)
-        assert "the same command goes on" in first.stdout.read()
-    assert first.returncode == 130
+        with start() as second:
+            met = second.stdout.read()
+        first.send_signal(signal.SIGINT)
+        said = first.stdout.read()
+    return tiny, (first.returncode, said), (second.returncode, met)
+
+
+@pytest.fixture(scope="module")
+def stopped(begun):
+    """The suite that was stopped."""
+    return begun("stopped")
+
+
+def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(stopped, capsys, monkeypatch):
+    tiny, (status, said), (met, word) = stopped
+    assert status == 130 and "the same command goes on" in said
+    assert met == 0 and "another process is at it" in word
+    folder = tiny.parent / "runs" / "Catch-bsuite-0"
 
     assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
     assert "goes on" in capsys.readouterr().out and "resuming" in _text(folder / "log.txt")
@@ -254,7 +277,7 @@ def test_environments_differ_in_budget_and_size_and_some_in_eta_and_blocks_say_w
         for section, keys in block.items():
             assert section in OWN, name
             assert OWN[section] is None or set(keys) <= OWN[section], name
-        less = not gymnax_wrappers.make(name).discrete or name.endswith("-MinAtar")
+        less = name in LESS or not gymnax_wrappers.make(name).discrete
         eta = {"eta": ETA.get(name, 0.001)} if less else None
         assert block.get("learning") == eta, name
     text = (ROOT / "dreamer.yaml").read_text(encoding="utf-8")
