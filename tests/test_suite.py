@@ -229,13 +229,15 @@ def test_a_table_of_what_is_not_there_gets_one_line(tmp_path, capsys):
         "results.json: no such file; without --table it is made\n")
 
 
-@pytest.mark.parametrize("score, interval, reference, word", [
-    (1.0, 0.0, 1.0, "yes"), (0.9996, 0.0, 1.0, "yes"), (0.9, 0.2, 1.0, "within ±"),
-    (0.9, 0.05, 1.0, "no"), (-131.0, 0.5, -130.0, "no"), (-129.0, 0.0, -130.0, "yes"),
-    (5.0, 1.0, None, "-"),
+@pytest.mark.parametrize("score, interval, episodes, reference, word", [
+    (1.0, 0.0, [0.0], 1.0, "yes"), (0.9996, 0.0, [0.0], 1.0, "yes"),
+    (0.9, 0.2, [0.0], 1.0, "within ±"), (0.9, 0.05, [0.0], 1.0, "no"),
+    (0.9, 0.0, [0.11], 1.0, "within ±"), (0.9, 0.01, [0.12, 0.17], 1.0, "within ±"),
+    (0.9, 0.01, [0.12, 0.15], 1.0, "no"), (-131.0, 0.5, [0.0], -130.0, "no"),
+    (-129.0, 0.0, [0.0], -130.0, "yes"), (5.0, 1.0, [0.0], None, "-"),
 ])
-def test_a_score_reaches_its_reference_or_does_not(score, interval, reference, word):
-    found = {"score": score, "interval": interval}
+def test_a_score_reaches_its_reference_or_does_not(score, interval, episodes, reference, word):
+    found = {"score": score, "interval": interval, "seeds": [{"interval": i} for i in episodes]}
     assert suite.reached(found, Reference(reference, "")) == word
 
 
