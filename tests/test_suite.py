@@ -250,7 +250,7 @@ def test_a_score_has_an_interval_where_there_are_several_seeds(seeds, score):
 
 
 def test_a_reference_stands_with_the_steps_it_took_where_they_are_known():
-    seed = {"last": 1.0, "steps": 640, "updates": 10, "seconds": 60}
+    seed = {"interval": 0.0, "last": 1.0, "steps": 640, "updates": 10, "seconds": 60}
     found = {"random": {"score": 0.0}, "score": 1.0, "interval": 0.0, "seeds": [seed]}
     rows = suite.table(dict.fromkeys(["Breakout-MinAtar", "Catch-bsuite"], found)).splitlines()
     assert "| 0.000 | 28.0 after 10M | 1.000 | no |" in rows[-2]
