@@ -27,7 +27,7 @@ OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limi
        "model": None, "learning": {"eta"}}
 # Which η is not the default's: README, Differences, 4.
 ETA = {"PointRobot-misc": 0.0003}
-LESS = {"Acrobot-v1", "Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar",
+LESS = {"Acrobot-v1", "Pong-misc", "Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar",
         "SpaceInvaders-MinAtar"}  # besides continuous actions
 
 
