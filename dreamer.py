@@ -204,15 +204,12 @@ def unimix(logits, ratio):
     return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]  # {1}
 
 
-def sample_onehot(key, probs):
+def sample_onehot(uniform, probs):
     """z ~ Categorical(probs) as one-hot, with the straight-through gradient of probs
 
-    One uniform number per latent against the cumulative sum.
-
-    Shapes: probs [..., K] -> [..., K]."""
+    Shapes: uniform [...] in [0, 1), against the cumulative sum of probs [..., K] -> [..., K]."""
     bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]  # {1
-    uniform = jax.random.uniform(key, probs.shape[:-1] + (1,))
-    onehot = jax.nn.one_hot(jnp.sum(uniform >= bounds, -1), probs.shape[-1])
+    onehot = jax.nn.one_hot(jnp.sum(uniform[..., None] >= bounds, -1), probs.shape[-1])
     return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0 · 1}
 
 
@@ -306,6 +303,11 @@ class Networks(nnx.Module):
         critic = MLP(model.s_size, model.units, model.critic_layers, model.norm_eps, rngs)
         self.critic = Head(critic, model.units, model.bins, rngs, outscale=0.0)
 
+    def laid_out(self):
+        """Itself, its recurrent weights as the steps of a loop need them: for speed alone"""
+        self.world.sequence = self.world.sequence.laid_out()
+        return self
+
 
 def time_first(tree):
     """Swaps axes 0 and 1 of every array: `jax.lax.scan` wants time in front, we want it second."""
@@ -315,19 +317,19 @@ def time_first(tree):
 # ---- World model learning (Eq. 1-3) --------------------------------------------------------------
 
 
-def observe_step(world, latent, a, now, key):
+def observe_step(world, latent, a, now, uniform):
     """Eq. 1 | s_{t-1}, a_{t-1}, x_t -> s_t ~ q: one step of the RSSM on real data
 
     Where is_first is true, the past is zeroed first.
 
-    Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B])
-    -> Latent, posterior probabilities [B, S, K]."""
+    Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B]);
+    uniform [B, S] in [0, 1) -> Latent, posterior probabilities [B, S, K]."""
     tokens, is_first = now  # {2
     keep = 1.0 - is_first.astype(jnp.float32)
     past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
     h = world.recur(past, a * keep[:, None])
     probs = world.posterior_probs(h, tokens)
-    return Latent(h, sample_onehot(key, probs)), probs  # 2}
+    return Latent(h, sample_onehot(uniform, probs)), probs  # 2}
 
 
 def observe(world, start, batch, key):
@@ -338,15 +340,15 @@ def observe(world, start, batch, key):
     Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
     -> Latent [B, T, ...], posterior probabilities [B, T, S, K]."""
     tokens = world.encode(batch.x[:, 1:])  # {2
-    keys = jax.random.split(key, tokens.shape[1])
+    uniform = jax.random.uniform(key, (*tokens.shape[:2], world.model.latents))
 
     def step(latent, inputs):
-        a, token, is_first, step_key = inputs
-        latent, probs = observe_step(world, latent, a, (token, is_first), step_key)
+        a, token, is_first, uniform = inputs
+        latent, probs = observe_step(world, latent, a, (token, is_first), uniform)
         return latent, (latent, probs)
 
-    inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:]))
-    _, outputs = jax.lax.scan(step, start, (*inputs, keys))
+    inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:], uniform))
+    _, outputs = jax.lax.scan(step, start, inputs)
     return time_first(outputs)  # 2}
 
 
@@ -401,14 +403,13 @@ def dream(networks, start, steps, key):
     """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
 
     Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A]."""
-    world = networks.world  # {3
-
-    def step(latent, step_key):
+    def step(latent, step_key):  # {3
         action_key, latent_key = jax.random.split(step_key)
         s = features(latent)
         a = networks.actor(s).sample(action_key)
-        h = world.recur(latent, a)
-        return Latent(h, sample_onehot(latent_key, world.prior_probs(h))), (s, a)
+        h = networks.world.recur(latent, a)
+        uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
+        return Latent(h, sample_onehot(uniform, networks.world.prior_probs(h))), (s, a)
 
     _, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps + 1))
     return Dream(*time_first((s, a[:-1])))  # 3}
@@ -570,8 +571,8 @@ def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
 def agent_losses(program, params, state, batch, key):
     """Eq. 2, 4 | every loss on one batch [B, T + 1, ...], as dict of scalars, and what it leaves"""
     config, (observe_key, dream_key) = program.config, jax.random.split(key)  # {5
-    networks = nnx.merge(program.networks, params)
-    fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)),
+    networks = nnx.merge(program.networks, params).laid_out()
+    fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)).laid_out(),
                   nnx.merge(program.critic, state.slow_critic))
     losses, latent, metrics = world_losses(networks, batch, observe_key, config)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.stop_gradient(latent))
@@ -621,7 +622,8 @@ def act(networks, now, latent, a, key):
     Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A]."""
     latent_key, action_key = jax.random.split(key)  # {5
     tokens = networks.world.encode(now.x)
-    latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), latent_key)
+    uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
+    latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), uniform)
     return latent, networks.actor(features(latent)).sample(action_key)  # 5}
 
 
@@ -649,7 +651,7 @@ def play(program, networks, player, key):
 
 def collect(program, loop, steps):
     """Play `steps` steps in E environments into the replay: -> Loop, Finished [steps, E]"""
-    networks = nnx.merge(program.networks, loop.agent.params)  # {5
+    networks = nnx.merge(program.networks, loop.agent.params).laid_out()  # {5
     key, play_key = jax.random.split(loop.key)
 
     def step(carry, step_key):
@@ -695,10 +697,8 @@ fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untra
 
 @partial(jax.jit, static_argnums=0)
 def evaluate(program, params, key):
-    """Returns and lengths [episodes] of fresh episodes side by side, one for each environment
-
-    Actions are sampled, as in training."""
-    run, networks = program.config.run, nnx.merge(program.networks, params)  # {5
+    """Returns, lengths [episodes] of fresh episodes, side by side; actions are sampled as ever"""
+    run, networks = program.config.run, nnx.merge(program.networks, params).laid_out()  # {5
     start_key, play_key = jax.random.split(key)
     player = start_playing(program, run.eval_episodes, start_key)
     nothing = Finished(jnp.zeros_like(player.now.is_last), player.total, player.length)

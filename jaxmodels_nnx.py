@@ -8,6 +8,7 @@ Letters of the shapes: N any batch, I inputs, O outputs, D recurrent width, G bl
 image, `...` any leading axes.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
+FEW_ROWS = 64  # a batch of which a gradient costs less than to turn it round (docs/speed.md)
 # Pixels of all images that convolutions work on at once: on a CPU what stays in its cache
 # (measured in docs/speed.md), elsewhere what should keep an accelerator busy (a guess).
 CPU_PIXELS, ACCELERATOR_PIXELS = 2**14, 2**18
@@ -35,23 +37,25 @@ def truncated_normal(key, shape, outscale):
 
 @jax.custom_vjp
 def product(x, kernel):
-    """x W, with the same gradients as always: W's is computed as (gᵀ x)ᵀ, not as xᵀ g
+    """x W, with the same gradients as always, computed as XLA 0.10.2 is fast at them on a CPU
 
-    On a CPU, XLA 0.10.2 takes a third of the time for it where x is wide: 0.4 instead of 1.3 ms for
-    1024 x 512 and 64 outputs on one core.
+    Of many rows, W's is (gᵀ x)ᵀ, not xᵀ g: a third of the time where x is wide. And x's is g times
+    a W transposed before the loop around it began, not in each of its steps (docs/speed.md).
 
     Shapes: x [N, I], kernel [I, O] -> [N, O]."""
     return x @ kernel
 
 
 def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+    return x @ kernel, (x, kernel.T)
 
 
 def _product_backward(kept, gradient):
-    x, kernel = kept
+    x, turned = kept
+    if len(x) < FEW_ROWS:
+        return gradient @ turned, x.T @ gradient
     transposed = jax.lax.optimization_barrier(gradient.T @ x)  # or XLA turns it round again
-    return gradient @ kernel.T, transposed.T
+    return gradient @ turned, transposed.T
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -163,15 +167,24 @@ class BlockGRU(nnx.Module):
         self.gates = BlockLinear(deter, 3 * deter, blocks, rngs)
 
     def __call__(self, h, z, a):
-        shared = jnp.concatenate([self.embed_h(h), self.embed_z(z), self.embed_a(a)], -1)
-        kernel, own = self.mix.kernel[...], h.shape[-1] // self.blocks
+        return self.laid_out()(h, z, a)
+
+    def laid_out(self):
+        """The cell as a function (h, z, a) -> h, whose matrices are cut out before a loop begins
+
+        (of the cell itself, XLA 0.10.2 copies them in every step of the loop: docs/speed.md)."""
+        kernel, width = self.mix.kernel[...], self.mix.kernel.shape[-1]
         # The inputs that all blocks share meet one dense matrix; a block's own piece is a slice.
-        dense = kernel[:, own:].swapaxes(0, 1).reshape(-1, h.shape[-1])
-        pieces = [h_g @ k for h_g, k in zip(self._split(h), kernel[:, :own])]
-        mixed = jnp.concatenate(pieces, -1) + shared @ dense + self.mix.bias[...]
+        dense = kernel[:, width:].swapaxes(0, 1).reshape(-1, self.blocks * width)
+        return partial(self._step, list(kernel[:, :width]), dense, list(self.gates.kernel[...]))
+
+    def _step(self, own, dense, gates, h, z, a):
+        shared = jnp.concatenate([self.embed_h(h), self.embed_z(z), self.embed_a(a)], -1)
+        pieces = [product(h_g, k) for h_g, k in zip(self._split(h), own)]
+        mixed = jnp.concatenate(pieces, -1) + product(shared, dense) + self.mix.bias[...]
         mixed = self._split(jax.nn.silu(self.norm(mixed)))
-        bias = self._split(self.gates.bias[...])
-        gates = [m @ k + b for m, k, b in zip(mixed, self.gates.kernel[...], bias)]
+        biases = self._split(self.gates.bias[...])
+        gates = [product(m, k) + b for m, k, b in zip(mixed, gates, biases)]
         return jnp.concatenate([self._gate(*both) for both in zip(gates, self._split(h))], -1)
 
     def _split(self, x):

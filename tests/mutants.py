@@ -365,7 +365,7 @@ MUTANTS = {
         "test_equations.py::test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities",
         seen=True),
     "mode-for-sample": Mutant(
-        "sample_onehot", "jnp.sum(uniform >= bounds, -1)", "jnp.argmax(probs, -1)",
+        "sample_onehot", "jnp.sum(uniform[..., None] >= bounds, -1)", "jnp.argmax(probs, -1)",
         "the most likely class for a sample.",
         "Dreams from one state are all alike: what is uncertain is always dreamed as its "
         "likeliest outcome, rare ends of the world do not occur, and values are too high where "
@@ -373,7 +373,7 @@ MUTANTS = {
         "test_equations.py::"
         "test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities"),
     "one-draw-for-all": Mutant(
-        "sample_onehot", "probs.shape[:-1] + (1,)", "(1,)",
+        "sample_onehot", "uniform[..., None]", "uniform[..., :1, None]",
         "one random number for all latents.",
         "Each latent by itself looks right, but they are drawn together: combinations that never"
         " occur in the data occur in dreams, and the decoder blurs them.",

@@ -139,7 +139,8 @@ def test_unimix_leaves_every_class_its_share_of_the_uniform(ratio):
 @pytest.mark.sample_onehot
 def test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities():
     p = jnp.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
-    draws = dreamer.sample_onehot(KEY, jnp.tile(p, (20_000, 1, 1)))
+    uniform = jax.random.uniform(KEY, (20_000, 2))
+    draws = dreamer.sample_onehot(uniform, jnp.tile(p, (20_000, 1, 1)))
     assert set(np.unique(draws)) == {0.0, 1.0} and (draws.sum(-1) == 1.0).all()
     assert_allclose(draws.mean(0), p, atol=5 * (0.25 / 20_000) ** 0.5)  # five standard deviations
     joint = np.einsum("ni,nj->ij", *np.asarray(draws.transpose(1, 0, 2))) / 20_000
@@ -148,14 +149,16 @@ def test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities():
 
 @pytest.mark.sample_onehot
 def test_a_class_without_probability_is_never_drawn():
-    draws = dreamer.sample_onehot(KEY, jnp.tile(jnp.array([0.0, 1.0, 0.0]), (1000, 1)))
+    p, uniform = jnp.array([0.0, 1.0, 0.0]), jax.random.uniform(KEY, (1000,))
+    draws = dreamer.sample_onehot(uniform, jnp.tile(p, (1000, 1)))
     assert_array_equal(draws.mean(0), [0.0, 1.0, 0.0])
 
 
 @pytest.mark.sample_onehot
 def test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities():
     p, w = probabilities(6, 4), jax.random.normal(jax.random.key(1), (6, 4))
-    slope = jax.grad(lambda p: jnp.sum(w * dreamer.sample_onehot(KEY, p)))(p)
+    uniform = jax.random.uniform(KEY, (6,))
+    slope = jax.grad(lambda p: jnp.sum(w * dreamer.sample_onehot(uniform, p)))(p)
     assert_array_equal(slope, w)
 
 

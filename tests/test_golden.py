@@ -307,8 +307,9 @@ def test_a_kl_loss_and_its_gradients_are_official_free_bits_included(name, loss)
 @pytest.mark.sample_onehot
 def test_the_straight_through_gradient_is_official():
     data = recorded("2_onehot_kl")
+    uniform = jax.random.uniform(KEY, data["post_logits"].shape[:-1])
     _, pullback = jax.vjp(
-        lambda logits: dreamer.sample_onehot(KEY, mixed(logits)), data["post_logits"])
+        lambda logits: dreamer.sample_onehot(uniform, mixed(logits)), data["post_logits"])
     assert_close(*pullback(data["st_weight"]), data["st_grad_wrt_logits"])
 
 
@@ -360,7 +361,8 @@ def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_b
     data = recorded("3_rssm_blocks4")
     past, now = Latent(data["deter"], data["stoch"]), (data["tokens"], data["reset"])
     step = jax.jit(partial(dreamer.observe_step, rssm))
-    latent, probs = step(past, data["action"], now, KEY)
+    uniform = jax.random.uniform(KEY, past.z.shape[:-1])
+    latent, probs = step(past, data["action"], now, uniform)
     assert_close(latent.h, data["obs_next_deter"])
     assert_close(probs, mixed(data["obs_post_logits"]))
     logits = jax.jit(rssm.posterior)(jnp.concatenate([latent.h, data["tokens"]], -1))

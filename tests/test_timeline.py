@@ -89,7 +89,7 @@ def scripted(program, loop, monkeypatch):
 def observe(program, loop):
     """(start, batch) -> h, z and posterior of rows 1, 2, ..., always with the same randomness."""
     world = nnx.merge(program.networks, loop.agent.params).world
-    observed = jax.jit(lambda start, batch: dreamer.observe(world, start, batch, jax.random.key(1)))
+    observed = jax.jit(lambda start, batch: dreamer.observe(world, start, batch, jax.random.key(0)))
     return lambda start, batch: jax.tree.map(np.asarray, observed(start, batch))
 
 

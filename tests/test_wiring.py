@@ -112,6 +112,35 @@ def test_each_step_of_playing_has_randomness_of_its_own(program, loop, monkeypat
     assert len(np.unique(rows.a[:, :4])) == rows.a[:, :4].size
 
 
+def drawn(what, program, networks):
+    """Latents [64, 8, S, K] that were observed, dreamed or met in acting, of no preference."""
+    model, world = program.config.model, networks.world
+    nothing = dreamer.Latent(jnp.zeros((64, model.deter)),
+                             jnp.zeros((64, model.latents, model.classes)))
+    none, now = jnp.zeros((64, 9), bool), (jnp.zeros((64, 4)), jnp.zeros(64, bool))
+    if what == "observe":
+        rows = dreamer.Row(jnp.zeros((64, 9, 4)), none, none, none, none,
+                           jnp.zeros((64, 9, 2)), none, none)
+        return dreamer.observe(world, nothing, rows, KEY)[0].z
+    if what == "dream":
+        s = dreamer.dream(networks, nothing, 8, KEY).s[:, 1:, model.deter :]
+        return s.reshape(64, 8, model.latents, model.classes)
+    step = gymnax_wrappers.Step(now[0], *(none[:, 0],) * 4)
+    acts = [dreamer.act(networks, step, nothing, jnp.zeros((64, 2)), key)[0].z
+            for key in jax.random.split(KEY, 8)]
+    return jnp.stack(acts, 1)
+
+
+@pytest.mark.parametrize("what", ["observe", "dream", "act"])
+def test_every_latent_of_every_state_is_drawn_by_a_number_of_its_own(what, program, loop):
+    networks = nnx.merge(program.networks, jax.tree.map(jnp.zeros_like, loop.agent.params))
+    z = np.asarray(drawn(what, program, networks).argmax(-1))
+    classes = program.config.model.classes
+    for axis in range(z.ndim):  # neighbours agree as often as chance makes them
+        near, far = np.delete(z, 0, axis), np.delete(z, -1, axis)
+        assert abs((near == far).mean() - 1 / classes) < 5 * 0.5 / near.size**0.5, axis
+
+
 def told(program, state, batch, key):
     """Instead of dreamer.train_step: the fresh state of a row shows the row's observation."""
     h = jnp.broadcast_to(1000.0 + batch.x[:, 1:, :1], (B, T, program.config.model.deter))

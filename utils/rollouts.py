@@ -93,14 +93,15 @@ def judge(program, params, rows, key):
     envs, length = rows.r.shape
 
     def step(past, inputs):
-        (x, is_first, a), step_key = inputs
+        (x, is_first, a), uniform = inputs
         now = networks.world.encode(x), is_first
-        latent, _ = dreamer.observe_step(networks.world, *past, now, step_key)
+        latent, _ = dreamer.observe_step(networks.world, *past, now, uniform)
         return (latent, a), latent
 
     nothing = dreamer.Latent(
         jnp.zeros((envs, model.deter)), jnp.zeros((envs, model.latents, model.classes)))
-    inputs = dreamer.time_first((rows.x, rows.is_first, rows.a)), jax.random.split(key, length)
+    uniform = jax.random.uniform(key, (length, envs, model.latents))
+    inputs = dreamer.time_first((rows.x, rows.is_first, rows.a)), uniform
     _, latent = jax.lax.scan(step, (nothing, jnp.zeros_like(rows.a[:, 0])), inputs)
     latent = dreamer.time_first(latent)
     return Said(latent, *_heads(program, networks, latent))
@@ -128,8 +129,8 @@ def imagine(program, params, start, actions, samples, keys):
         action_key, latent_key = jax.random.split(key)
         a = networks.actor(dreamer.features(latent)).sample(action_key) if a is None else a
         h = networks.world.recur(latent, a)
-        probs = networks.world.prior_probs(h)
-        latent = dreamer.Latent(h, dreamer.sample_onehot(latent_key, probs))
+        uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
+        latent = dreamer.Latent(h, dreamer.sample_onehot(uniform, networks.world.prior_probs(h)))
         r, c, values = _heads(program, networks, latent)
         x = decoded(networks.world, latent)
         parts = (x.reshape(n, samples, *x.shape[1:]),
