@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
-FEW_ROWS = 64  # a batch of which a gradient costs less than to turn it round (docs/speed.md)
+FEW_ROWS = 64  # where a gradient is not turned round: faster with 16, slower with 1,024; a guess
 # Pixels of all images that convolutions work on at once: on a CPU what stays in its cache
 # (measured in docs/speed.md), elsewhere what should keep an accelerator busy (a guess).
 CPU_PIXELS, ACCELERATOR_PIXELS = 2**14, 2**18

@@ -117,7 +117,7 @@ def drawn(what, program, networks):
     model, world = program.config.model, networks.world
     nothing = dreamer.Latent(jnp.zeros((64, model.deter)),
                              jnp.zeros((64, model.latents, model.classes)))
-    none, now = jnp.zeros((64, 9), bool), (jnp.zeros((64, 4)), jnp.zeros(64, bool))
+    none = jnp.zeros((64, 9), bool)
     if what == "observe":
         rows = dreamer.Row(jnp.zeros((64, 9, 4)), none, none, none, none,
                            jnp.zeros((64, 9, 2)), none, none)
@@ -125,7 +125,7 @@ def drawn(what, program, networks):
     if what == "dream":
         s = dreamer.dream(networks, nothing, 8, KEY).s[:, 1:, model.deter :]
         return s.reshape(64, 8, model.latents, model.classes)
-    step = gymnax_wrappers.Step(now[0], *(none[:, 0],) * 4)
+    step = gymnax_wrappers.Step(jnp.zeros((64, 4)), *(none[:, 0],) * 4)
     acts = [dreamer.act(networks, step, nothing, jnp.zeros((64, 2)), key)[0].z
             for key in jax.random.split(KEY, 8)]
     return jnp.stack(acts, 1)
