@@ -53,7 +53,7 @@ from utils import versions, xla
 
 STARTED = time.perf_counter()  # in front of the heavy imports: the user waits for them too
 versions.check(__name__ == "__main__")  # before what an old Python or jax could not import
-xla.compile_lean()
+xla.set_flags()
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +63,8 @@ from flax import nnx
 import gymnax_wrappers
 from jaxmodels_nnx import (
     MLP, BlockGRU, Categorical, Head, Linear, bounded_normal, make_decoder, make_encoder)
-from utils import cli, optim
-from utils import replay as replay_buffer
-from utils.parallel import side_by_side
+from utils import cli, optim, replay as replay_buffer
+from utils.parallel import divided, gathered, side_by_side
 from utils.session import Session
 from utils.settings import Config, rounds_per_chunk, updates_per_steps
 
@@ -459,6 +458,7 @@ def replay_returns(rows, bootstrap, learning):
 # ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
 
 
+@gathered  # the returns of all devices
 def update_return_range(return_range, returns, learning):
     """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
 
@@ -679,6 +679,7 @@ def learn(program, loop):
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+@divided  # among run.devices
 def train_chunk(program, loop, rounds):
     """`rounds` times k environment steps and U updates: -> Loop, Finished, metrics [rounds, U]"""
     updates, steps = updates_per_steps(program.config)  # {5
@@ -724,8 +725,7 @@ def build(config, env):
     critic, _ = nnx.split(nnx.merge(networks, shapes).critic)
     rows = (config.run.steps - config.run.prefill) * config.run.train_ratio
     updates = round(rows / (config.replay.batch * config.replay.length))
-    optimizer = optim.laprop(config.optimizer, updates)
-    return Program(config, env, networks, critic, optimizer), shapes
+    return Program(config, env, networks, critic, optim.laprop(config.optimizer, updates)), shapes
 
 
 @partial(jax.jit, static_argnums=0, compiler_options=xla.QUICK_TO_COMPILE)

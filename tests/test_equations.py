@@ -441,7 +441,7 @@ def test_a_chunk_plays_its_steps_and_then_makes_its_updates_in_every_round(monke
         loop._replace(agent=10 * loop.agent + steps), loop.agent))
     monkeypatch.setattr(dreamer, "learn", lambda program, loop: (
         loop._replace(agent=10 * loop.agent + 9), {"agent": loop.agent}))
-    config = SimpleNamespace(run=SimpleNamespace(train_ratio=32.0, envs=4),
+    config = SimpleNamespace(run=SimpleNamespace(train_ratio=32.0, envs=4, devices=1),
                              replay=SimpleNamespace(batch=8, length=16))  # 2 updates in 2 steps
     program = dreamer.Program(config, None, None, None, None)
     after, finished, metrics = dreamer.train_chunk(

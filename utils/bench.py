@@ -30,6 +30,7 @@ import jaxmodels_nnx
 from utils import cli, plots, runs, weights, xla
 from utils import config as configuration
 from utils.machine import machine
+from utils.parallel import divided
 from utils.settings import Config, rounds_per_chunk, updates_per_steps
 
 RESULTS, POINT, PICTURE, FIGURES = "bench.json", "point.json", "scaling.png", "scaling.json"
@@ -218,9 +219,11 @@ def _compiled_twice(function, *arguments):
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
+@divided
 def _updates(program, loop, many):
-    """`many` updates as a chunk of training makes them: -> Loop, nothing"""
-    return jax.lax.scan(lambda loop, _: (dreamer.learn(program, loop)[0], None), loop, length=many)
+    """`many` updates as a chunk of training makes them: -> Loop, nothing, metrics"""
+    loop, metrics = jax.lax.scan(lambda loop, _: dreamer.learn(program, loop), loop, length=many)
+    return loop, None, metrics
 
 
 def _seconds(function):

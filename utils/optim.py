@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from utils.parallel import averaging
+
 
 def adaptive_gradient_clipping(limit, floor):
     """Scale a tensor's gradient down to ‖g‖ ≤ limit · max(floor, ‖w‖), one norm per whole tensor.
@@ -31,7 +33,7 @@ def learning_rate(peak, warmup, final, updates):
 
 
 def laprop(config, updates):
-    """AGC, division by the root mean square, momentum, learning rate: in this order.
+    """Mean of all devices, AGC, division by the root mean square, momentum, learning rate.
 
     Source: Ziyin et al. 2020; Table "optimizer" of the paper, golden file 6_optimizer."""
     rate = learning_rate(config.lr, config.warmup, config.lr_final, updates)
@@ -43,4 +45,4 @@ def laprop(config, updates):
     # Flat, because XLA compiles and runs a few operations on one long vector faster than the same
     # operations on each of seventy tensors.
     clip = adaptive_gradient_clipping(config.agc, config.agc_floor)
-    return optax.chain(clip, optax.flatten(laprop_of_vector))
+    return optax.chain(averaging(), clip, optax.flatten(laprop_of_vector))

@@ -28,6 +28,7 @@ class Run:
     seed: int = setting("seed of all randomness", low=0, below=2**32)
     steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
     envs: int = setting("E: environments stepped side by side", low=1)
+    devices: int = setting("devices that share environments and batches, at most", low=1)
     prefill: int = setting("environment steps before the first update", low=1)
     train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4)
     chunk: int = setting("most environment steps per compiled call and line of metrics", low=1)

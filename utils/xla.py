@@ -19,10 +19,11 @@ LARGE = 100_000  # recurrent units of all states that one update dreams from
 REMOVED = (0, 11)  # the jax whose XLA no longer knows the flag, and stops at flags unknown to it
 
 
-def compile_lean():
-    """Ask XLA to compile in less time and memory; what the user set in XLA_FLAGS wins."""
-    if not _removed():
-        os.environ["XLA_FLAGS"] = f"{LEAN} {os.environ.get('XLA_FLAGS', '')}".strip()
+def set_flags():
+    """Ask XLA for devices, and to compile in less time and memory; what the user set wins."""
+    flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}"]
+    flags += [] if _removed() else [LEAN]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
 
 
 def compile_in_full(function, program, *arguments):
