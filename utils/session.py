@@ -177,7 +177,7 @@ class Session:
     def __enter__(self):
         self._display.__enter__()
         self._stop.__enter__()
-        for line in describe(self._env, self._shapes):
+        for line in describe(self.runs[0].config, self._env, self._shapes):
             self._display.say(line)
         if self.several:
             self._display.say(f"seeds        {len(self.runs)} agents side by side, shown as means")

@@ -2,14 +2,16 @@
 
 import jax
 
+from utils.parallel import sharers
 
-def describe(env, shapes):
+
+def describe(config, env, shapes):
     """Lines to print before anything is compiled."""
     parts = parameter_counts(shapes)
     device = jax.devices()[0]
     counts = " · ".join(f"{name} {count:,}" for name, count in parts.items())
     return [
-        f"device       {jax.device_count()} x {device.platform} ({device.device_kind})",
+        f"device       {sharers(config)} x {device.platform} ({device.device_kind})",
         f"environment  {env.describe()}",
         f"parameters   {sum(parts.values()):,}: {counts}",
         "compiling    (the chunk of training takes longest) ...",
