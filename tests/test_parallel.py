@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh
 
 import dreamer
@@ -20,7 +19,7 @@ TWO = Mesh(jax.devices()[:2], (parallel.DIVISION,))
 
 
 def _settings(*sets):
-    return config.load(ROOT / "dreamer.yaml", Config, ["debug"], sets)
+    return config.load(ROOT / "dreamer.yaml", Config, ["debug"], ("run.devices=2", *sets))
 
 
 def _on_two(function, x):
@@ -46,7 +45,6 @@ def _step(optimizer, state, weights, grads):
     return optimizer.update(grads[0], state, weights)[0]
 
 
-@pytest.mark.update_return_range
 def test_the_return_range_is_that_of_the_returns_of_all_devices():
     learning = replace(_settings().learning, return_rate=1.0)
     returns = jnp.concatenate([jnp.zeros(50), jnp.linspace(0.0, 1000.0, 50)])
@@ -61,7 +59,6 @@ def _moved(learning, returns):
     return dreamer.update_return_range(jnp.zeros(2), returns, learning)
 
 
-@pytest.mark.train_chunk
 def test_two_devices_play_lives_of_their_own_and_stay_the_same_agent():
     settings = _settings("run.envs=4")
     assert parallel.sharers(settings) == 2

@@ -48,7 +48,7 @@ def _difference(one, other):
 
 
 def test_side_by_side_each_seed_is_what_it_is_alone():
-    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"])
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.devices=2"])
     program, _ = dreamer.build(settings, make(settings.run.env))
     keys = jax.random.split(jax.random.key(8), SEEDS)
     together = _lesson(dreamer.SEVERAL, program, keys)
