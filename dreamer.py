@@ -410,8 +410,8 @@ def dream(networks, start, steps, key):
         uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
         return Latent(h, sample_onehot(uniform, networks.world.prior_probs(h))), (s, a)
 
-    _, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps + 1))
-    return Dream(*time_first((s, a[:-1])))  # 3}
+    last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
+    return Dream(*time_first((jnp.concatenate([s, features(last)[None]]), a)))  # 3}
 
 
 def lambda_returns(r, c, values, lambda_):
@@ -531,19 +531,19 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
         return twohot_mean(r, bins), jax.nn.sigmoid(c), twohot_mean(fixed.slow_critic(s), bins)
 
     s = time_first(dreamed.s)  # as the dream's scan left it, so that nothing large is copied
-    r, c, slow_values = jax.lax.map(foretell, s)
-    logits, policy = networks.critic(s), networks.actor(s)
+    s, last = s[:-1], s[-1]  # the last state chooses nothing, and what it is worth teaches nothing
+    logits, policy = networks.critic(s), time_first(networks.actor(s))
     values = jax.lax.stop_gradient(twohot_mean(logits, bins))
-    r, c, values, policy = time_first((r, c, values, policy))
+    r, c, slow_values = jax.lax.map(foretell, s)
+    ends = *foretell(last)[:2], twohot_mean(fixed.networks.critic(last), bins)
+    r, c, values = (jnp.vstack([x, end]).T for x, end in zip((r, c, values), ends))
     returns = lambda_returns(r, c, values, learning.lambda_)
     return_range = update_return_range(return_range, returns, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
     weight = trajectory_weights(c)[:, :-1]
-    targets = time_first(jnp.concatenate([returns, values[:, -1:]], 1))  # R_H is v_H
-    critic = time_first(critic_loss(logits, targets, slow_values, bins, learning.slow_scale))
-    policy = jax.tree.map(lambda x: x[:, :-1], policy)  # the last state chooses nothing
+    critic = critic_loss(logits, returns.T, slow_values, bins, learning.slow_scale).T
     actor = actor_loss(policy, dreamed.a, advantage, learning.eta)
-    losses = {"critic": (weight * critic[:, :-1]).mean(), "actor": (weight * actor).mean()}
+    losses = {"critic": (weight * critic).mean(), "actor": (weight * actor).mean()}
     metrics = {
         "dream/return": returns.mean(), "dream/reward": r[:, 1:].mean(),
         "dream/continue": c[:, 1:].mean(), "dream/value": values.mean(),
@@ -728,7 +728,7 @@ def build(config, env):
     return Program(config, env, networks, critic, optim.laprop(config.optimizer, updates)), shapes
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=xla.QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=0)
 def init(program, key):
     """Weights, optimiser, environments just reset, an empty replay: -> Loop"""
     config = program.config

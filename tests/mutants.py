@@ -605,7 +605,7 @@ MUTANTS = {
         "rewards of the next step are those of this one.",
         "test_equations.py::test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next"),
     "dream-starts-its-states-late": Mutant(
-        "dream", "time_first((s, a[:-1]))", "time_first((s[::-1], a[:-1]))",
+        "dream", "features(last)[None]])", "features(last)[None]])[::-1]",
         "the states of a dream stand in the opposite order to its actions.",
         "Actions are credited with what came before them: the actor loss is noise and the policy"
         " random.",
@@ -816,7 +816,7 @@ MUTANTS = {
         "0.2 that is little.",
         "test_golden.py::test_returns_and_the_return_range_on_dreams_are_official"),
     "log-prob-of-the-next-state": Mutant(
-        "dream_losses", "lambda x: x[:, :-1]", "lambda x: x[:, 1:]",
+        "dream_losses", "time_first(networks.actor(s))", "networks.actor(dreamed.s[:, 1:])",
         "ln π(a_t | s_{t+1}).",
         "The policy learns to repeat in s_{t+1} what was good in s_t: where neighbours are "
         "alike, as in CartPole, it learns all the same, only worse.",

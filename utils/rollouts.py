@@ -14,7 +14,6 @@ from flax import nnx
 
 import dreamer
 from gymnax_wrappers import Step
-from utils.xla import QUICK_TO_COMPILE
 
 ENVS, ROWS = 32, 512  # E and L of the episodes that are played
 RANDOM_ACTIONS = 40  # at most, with which each episode of the second half of them begins
@@ -51,7 +50,7 @@ class Imagined(NamedTuple):
     dreams: jax.Array
 
 
-@partial(jax.jit, static_argnums=(0, 2), compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=(0, 2))
 def play(program, params, size, key):
     """Episodes of E environments one after the other: size (E, L) -> Played
 
@@ -84,7 +83,7 @@ def _random_actions(env, key, envs):
     return jax.random.uniform(key, (envs, env.action_size), minval=-1.0, maxval=1.0)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=0)
 def judge(program, params, rows, key):
     """Posterior states of rows [E, L, ...] that begin with an episode, and the heads' words: Said
 
@@ -116,7 +115,7 @@ def _heads(program, networks, latent):
             dreamer.twohot_mean(networks.critic(s), bins))
 
 
-@partial(jax.jit, static_argnums=(0, 4), compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=(0, 4))
 def imagine(program, params, start, actions, samples, keys):
     """M dreams from each of N states, H steps long, one for each key: -> Imagined
 
@@ -148,7 +147,7 @@ def decoded(world, latent):
     return 255.0 * x if world.is_image else dreamer.symexp(x)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK_TO_COMPILE)
+@partial(jax.jit, static_argnums=0)
 def play_on(program, params, player, keys):
     """Real rows [N, H + 1, ...] from the row where the player stands, H + 1 keys: -> Row"""
     networks = nnx.merge(program.networks, params)
