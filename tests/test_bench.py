@@ -1,6 +1,8 @@
 """What is measured is what is said, and a wrong flag is one line."""
 
 import json
+import os
+import platform
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +101,31 @@ class Lowered:
 def test_only_large_programs_are_compiled_thoroughly(point, options):
     program = SimpleNamespace(config=bench._config(point))
     assert xla.compile_in_full(Lowered(), program) == options
+
+
+def _resident():
+    """Bytes of this process in memory."""
+    pages = Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+def test_what_compiling_freed_goes_back_to_the_system():
+    blocks = [bytearray(b"x") * 2_000 for _ in range(100_000)]
+    last = blocks[-1]  # lies above the others, so that glibc keeps them
+    del blocks
+    before = _resident()
+    xla.compile_in_full(Lowered(), SimpleNamespace(config=bench._config(bench.POINTS[0])))
+    assert before - _resident() > 100e6 and len(last) == 2_000
+
+
+@pytest.mark.parametrize("system, libc", [("darwin", SimpleNamespace(malloc_trim=pytest.fail)),
+                                          ("linux", SimpleNamespace())],
+                         ids=["another system", "another libc"])
+def test_where_the_libc_keeps_nothing_nothing_is_asked_of_it(monkeypatch, system, libc):
+    monkeypatch.setattr(xla.sys, "platform", system)
+    monkeypatch.setattr(xla.ctypes, "CDLL", lambda name: libc)
+    xla.compile_in_full(Lowered(), SimpleNamespace(config=bench._config(bench.POINTS[0])))
 
 
 def test_the_cache_of_compiled_programs_may_be_turned_off_when_a_run_goes_on():
