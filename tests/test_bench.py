@@ -36,8 +36,20 @@ def test_a_wrong_flag_is_one_line_and_status_2(flags, said, capsys, tmp_path):
 def test_a_point_of_the_scaling_has_what_is_drawn(monkeypatch):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     found = bench.measure(bench.Point("small", "debug", ("run.envs=4",)), briefly=True)
-    assert found["update_units"][0] == pytest.approx(found["update_ms"][0] / found["unit_ms"])
+    assert found["update_ms"][0] > 0 and found["unit_ms"] > 0
     assert found["acting_steps_per_second"] > 0 and bench._line(found).count("-") == 6
+
+
+def test_an_update_is_compared_with_the_units_measured_before_and_after_it(monkeypatch):
+    units = iter([3.0, 5.0, 7.0, 5.0, 1.0, 1.0])  # seconds
+    took = iter([0.1] * 5 + [8.0, 12.0, 12.0, 9.0, 2.0])  # five calls that act, five that learn
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "_unit", lambda: next(units))
+    monkeypatch.setattr(bench, "_seconds", lambda function: (function(), next(took)))
+    found = bench.measure(bench.Point("small", "debug", ("run.envs=4",)), briefly=True)
+    assert next(units, None) is None and found["unit_ms"] == pytest.approx(4000.0)
+    # ratios of 2, 2, 2, 3 and 2; 9 seconds and 4 for a unit, the two medians, would be 2.25
+    assert found["update_ms"][0] / found["update_units"][0] == pytest.approx(9000.0 / 2)
 
 
 @pytest.mark.slow
@@ -47,7 +59,7 @@ def test_a_point_has_every_figure_and_they_fit_together(monkeypatch, tmp_path):
     assert bench.main(["--size", "debug", "--envs", "4", "--results", str(tmp_path)]) == 0
     [found] = json.loads((tmp_path / bench.POINT).read_text())["points"]
     assert found["name"] == "debug envs 4" and all(found[key] for key in found)
-    reached = found["operations"] / found["update_ms"][0] / (bench.UNIT / found["unit_ms"])
+    reached = found["operations"] / bench.UNIT / found["update_units"][0]
     assert found["share_of_product"] == pytest.approx(reached) and reached < 1
     assert found["compile_again_s"] < found["compile_s"]
     # the whole loop makes an update for every eight rows, and acts besides

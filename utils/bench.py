@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -184,13 +185,13 @@ def measure(point, briefly):
     shapes = jax.eval_shape(lambda: loop)
     act = xla.compile_in_full(dreamer.fill, program, shapes, ACTED)
     learn = xla.compile_in_full(_updates, program, shapes, many)
-    unit = _unit()
+    units = []
     loop, acting = _repeat(act, loop, ACTED * envs)
-    loop, update = _repeat(learn, loop, many)
-    unit = statistics.median(unit + _unit())
+    loop, update = _repeat(learn, loop, many, lambda: units.append(_unit()))
+    ratios = [seconds / statistics.mean(two) for seconds, two in zip(update, pairwise(units))]
     found = {
-        "name": point.name, "unit_ms": 1e3 * unit, "update_ms": _spread(update),
-        "update_units": [spread / 1e3 / unit for spread in _spread(update)],
+        "name": point.name, "unit_ms": 1e3 * statistics.median(units),
+        "update_ms": _spread(update, 1e3), "update_units": _spread(ratios),
         "acting_steps_per_second": 1 / statistics.median(acting),
     }
     if briefly:
@@ -200,7 +201,7 @@ def measure(point, briefly):
     found["steps_per_second"] = 1 / statistics.median(step)
     found["memory_mb"] = _peak()
     operations = _operations(program, shapes)
-    share = operations / statistics.median(update) / (UNIT / unit)
+    share = operations / UNIT / statistics.median(ratios)
     return found | {"compile_s": cold, "compile_again_s": warm, "operations": operations,
                     "share_of_product": share}
 
@@ -232,22 +233,31 @@ def _seconds(function):
     return function(), time.perf_counter() - began
 
 
-def _repeat(function, loop, many):
-    """Call a compiled function on its own result again and again: -> Loop, [seconds of 1 / many]"""
+def _repeat(function, loop, many, between=lambda: None):
+    """Call a compiled function on its own result again and again: -> Loop, [seconds of 1 / many]
+
+    `between` is called before, after and between these calls."""
     loop, *_ = jax.block_until_ready(function(loop))  # the first touches new memory
     times = []
+    between()
     while len(times) < LEAST or sum(times) < SECONDS:
         (loop, *_), seconds = _seconds(lambda: jax.block_until_ready(function(loop)))
         times.append(seconds)
+        between()
     return loop, [seconds / many for seconds in times]
 
 
+@jax.jit
+def _product(square):
+    return jnp.matmul(square, square, precision="highest")
+
+
 def _unit():
-    """Seconds of five products of 2048 x 2048 matrices, float32 in full precision."""
+    """Seconds of a product of 2048 x 2048 matrices, float32 in full precision: median of five."""
     square = jax.random.normal(jax.random.key(0), (2048, 2048))
-    product = jax.jit(partial(jnp.matmul, precision="highest"))
-    jax.block_until_ready(product(square, square))
-    return [_seconds(lambda: jax.block_until_ready(product(square, square)))[1] for _ in range(5)]
+    jax.block_until_ready(_product(square))
+    return statistics.median(
+        _seconds(lambda: jax.block_until_ready(_product(square)))[1] for _ in range(5))
 
 
 def _operations(program, shapes):
@@ -265,10 +275,10 @@ def _unrolled(program, loop):
         return dreamer.learn(program, loop)
 
 
-def _spread(seconds):
-    """[median, half the range of the middle half], in thousandths."""
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return [1e3 * middle, 1e3 * (high - low) / 2]
+def _spread(figures, scale=1):
+    """[median, half the range of the middle half], times `scale`."""
+    low, middle, high = statistics.quantiles(figures, n=4)
+    return [scale * middle, scale * (high - low) / 2]
 
 
 def _peak():
