@@ -77,7 +77,10 @@ def test_an_open_loop_of_15_steps_is_better_than_a_third_of_both_guesses(lesson)
 def test_the_reward_head_tells_the_true_rewards(lesson):
     true, predicted = studies.heads(lesson.material).pairs["reward"]
     assert set(np.unique(true)) == {0.0, 1.0}
-    assert np.abs(true - predicted).max() < 0.2 and np.abs(true - predicted).mean() < 0.01
+    error = np.abs(true - predicted)
+    assert error.mean() < 0.002  # 1 everywhere: 0.04
+    # Not the largest: a pole that falls later than all in the replay is taken for a new episode.
+    assert np.mean(error < 0.2) > 0.9995
 
 
 def test_the_continue_head_foresees_the_ends_of_the_world(lesson):
