@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -23,25 +22,10 @@ os.environ[HURRY] = "1"
 jax.config.update(HURRY.lower(), True)
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 for name, value in (("jax_compilation_cache_dir", SHARED.name),
-                    ("jax_persistent_cache_min_compile_time_secs", 0.3)):
+                    ("jax_persistent_cache_min_compile_time_secs", 0.0)):
     kept = os.environ.setdefault(name.upper(), str(value))  # one that started these tests shares it
     jax.config.update(name, type(value)(kept))
 POOL, BEGUN = ThreadPoolExecutor(1), {}
-
-
-@contextmanager
-def _in_full():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(HURRY)
-        jax.config.update(HURRY.lower(), False)
-        yield
-        jax.config.update(HURRY.lower(), True)
-
-
-@pytest.fixture(scope="session")
-def in_full():
-    """A context in which programs are compiled as a user's, in this process and in others."""
-    return _in_full
 
 
 def pytest_collection_finish(session):
@@ -65,11 +49,13 @@ def begun():
 
 
 @pytest.fixture(autouse=True)
-def _slow_tests_in_full(request):
+def _slow_tests_in_full(request, monkeypatch):
     """Slow tests measure what a user gets, and train for long."""
     if request.node.get_closest_marker("slow"):
-        with _in_full():
-            yield
+        monkeypatch.delenv(HURRY)
+        jax.config.update(HURRY.lower(), False)
+        yield
+        jax.config.update(HURRY.lower(), True)
     else:
         yield
 

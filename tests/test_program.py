@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,32 +41,39 @@ def _rows(path):
 
 
 def kept_in(cache):
-    """The names of the programs, large enough to wait for, in the user's cache folder."""
-    large = ("jit_init", "jit_collect", "jit_train_chunk", "jit_evaluate")
-    return {path.name for path in (cache / "dreamer").glob("*/*-cache")
-            if path.name.startswith(large)}
+    """The names of the programs in the user's cache folder."""
+    return {path.name for path in (cache / "dreamer").glob("*/*-cache")}
+
+
+class Finished(NamedTuple):
+    """What runs left in a folder: `empty` the first, `same` and `other` what was made of it."""
+
+    folder: Path
+    done: subprocess.CompletedProcess
+    kept: list  # programs in the user's cache, after the first run and after that of another seed
 
 
 def begin_finished(folder, full):
-    """Make a debug run in an empty folder: what it printed, that folder, the user's cache."""
+    """Make a debug run in an empty folder; and from what it saved the same, and another seed's."""
     empty, cache = folder / "empty", folder / "cache"
     empty.mkdir()
-    flags = ["--preset", "debug", "--seed", "3"]
-    return _run(empty, *flags, cache=cache, environment=full), empty, cache
-
-
-@pytest.fixture(scope="module")
-def cache(begun):
-    """The user's cache folder, where the first run leaves what it compiled for all others."""
-    return begun("finished")[2]
+    done = _run(empty, "--preset", "debug", "--seed", "3", cache=cache, environment=full)
+    (run,), kept = (empty / "runs").iterdir(), [kept_in(cache)]
+    saved = ["--config", run / "config.yaml", "--logdir"]
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(_run, folder, *saved, folder / "same", cache=folder / "none",
+                            environment=full)  # all compiled anew
+        _run(folder, *saved, folder / "other", "--seed", "4", cache=cache, environment=full)
+        again.result()
+    return Finished(folder, done, [*kept, kept_in(cache)])
 
 
 @pytest.fixture(scope="module")
 def finished(begun):
     """A debug run in an empty folder: what it printed, and its run folder."""
-    done, folder, _ = begun("finished")
-    assert [path.name for path in folder.iterdir()] == ["runs"]
-    (run,) = (folder / "runs").iterdir()
+    folder, done, _ = begun("finished")
+    assert [path.name for path in (folder / "empty").iterdir()] == ["runs"]
+    (run,) = (folder / "empty" / "runs").iterdir()
     return done, run
 
 
@@ -161,23 +169,22 @@ def test_the_weights_of_a_run_go_back_into_the_networks(finished):
     assert np.any(params["critic"]["out"]["kernel"][...])  # zero before the first update
 
 
-def test_the_same_seed_gives_the_same_metrics_and_another_seed_others_without_compiling(
-        finished, cache, in_full, tmp_path):
-    _, run = finished
-    same, other = tmp_path / "same", tmp_path / "other"
-    saved, kept = ["--config", run / "config.yaml", "--logdir"], kept_in(cache)
-    with in_full(), ThreadPoolExecutor() as pool:
-        again = pool.submit(_run, run, *saved, same, cache=tmp_path)  # all compiled anew
-        another = pool.submit(_run, run, *saved, other, "--seed", "4", cache=cache)
-        again.result(), another.result()
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished, begun):
+    runs = [finished[1], *(begun("finished").folder / name for name in ("same", "other"))]
     told, again, another = ([{name: value for name, value in row.items()
                               if not name.startswith(TIMES)} for row in _rows(path)]
-                            for path in (folder / "metrics.jsonl" for folder in (run, same, other)))
+                            for path in (run / "metrics.jsonl" for run in runs))
     assert told == again
     assert told != another
-    assert (same / "scores.jsonl").read_bytes() == (run / "scores.jsonl").read_bytes()
-    # and what the first compiled, a second start with the user's cache compiles no more
-    assert len(kept) == 4 and kept_in(cache) == kept
+    assert (runs[1] / "scores.jsonl").read_bytes() == (runs[0] / "scores.jsonl").read_bytes()
+
+
+@pytest.mark.usefixtures("finished")
+def test_a_second_start_compiles_nothing_that_the_first_one_compiled(begun):
+    first, second = begun("finished").kept
+    large = ("jit_init-", "jit_collect-", "jit_train_chunk-", "jit_evaluate-")
+    assert all(any(name.startswith(one) for name in first) for one in large)
+    assert second == first  # it had nothing to keep, however small
 
 
 def test_help_lists_every_hyperparameter_with_its_value_and_the_papers(tmp_path, capsys):

@@ -1,6 +1,10 @@
 """What is learnt in tiny worlds (tests/worlds.py) is what they are worth, reckoned by hand."""
 
+import pickle
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,6 +20,7 @@ from tests import worlds
 from utils import config
 from utils.settings import Config
 
+ROOT = Path(__file__).parent.parent
 ENVS, FRESH = 8, 500  # FRESH rows of each environment before the first update and after the last
 CHUNKS = 20  # calls of the compiled chunk in a training
 HORIZON = 5
@@ -27,6 +32,13 @@ SMALL = [
     "learning.free_bits=0", "model.unimix=0.001", "learning.beta_pred=1", "learning.slow_rate=0.02",
     "optimizer.lr=0.003", "optimizer.warmup=50", "optimizer.lr_final=0.1",
 ]
+
+LESSONS = {  # environment, updates, settings
+    "told": (worlds.Worlds(), 3000, ["model.latents=2", "model.classes=16"]),
+    # The toss must be seen clearly: each nat that the latent saves on it blurs the chances.
+    "coin": (worlds.Coin(), 1500, ["learning.beta_pred=10", "model.latents=1", "model.classes=2",
+                                   "learning.imagination=1"]),
+}
 
 
 class Told(NamedTuple):
@@ -53,20 +65,51 @@ class Learnt(NamedTuple):
     rows: dreamer.Row
 
 
-def learn(env, start, updates, sets):
-    """Train a small agent, one update for each step of all environments, from these first rows."""
+def build(name):
+    """The Program of a training, and the shapes of its weights."""
+    env, updates, sets = LESSONS[name]
     capacity = ENVS * (FRESH + updates + FRESH)  # nothing is overwritten: the rows stay in order
     lengths = [f"replay.capacity={capacity}", f"run.steps={ENVS * (FRESH + updates)}"]
-    settings = config.load("dreamer.yaml", Config, ["debug"], SMALL + lengths + sets)
-    program, _ = dreamer.build(settings, env)
-    loop, (place, now) = dreamer.init(program, jax.random.key(1)), start
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], SMALL + lengths + sets)
+    return dreamer.build(settings, env)
+
+
+def learn(name, path):
+    """Train a small agent, one update for each step of all environments; its arrays to a file."""
+    (program, _), (env, updates, _) = build(name), LESSONS[name]
+    loop, keys = dreamer.init(program, jax.random.key(1)), jax.random.split(jax.random.key(1), ENVS)
+    if name == "told":  # environment e stays in world e
+        place, now = jax.jit(jax.vmap(env.enter))(keys, jnp.arange(ENVS) % len(worlds.NAMES))
+    else:
+        place, now = jax.jit(jax.vmap(env.reset))(keys)
     loop = loop._replace(player=loop.player._replace(env=place, now=now))
     loop, _ = dreamer.fill(program, loop, FRESH)
     for _ in range(CHUNKS):  # XLA gives memory back between its calls, not within one
         loop, _, _ = dreamer.train_chunk(program, loop, updates // CHUNKS)
     loop, _ = dreamer.fill(program, loop, FRESH)
     rows = jax.tree.map(lambda column: column[:, -FRESH:], loop.replay.rows)
-    return Learnt(program, loop.agent.params, rows)
+    arrays = jax.device_get(jax.tree.leaves((loop.agent.params, rows)))
+    Path(path).write_bytes(pickle.dumps(arrays))
+
+
+def _begin(name, folder, full):
+    """Let a process of its own learn: how it ended, and the file that it leaves."""
+    code = "import sys; from tests import test_tiny_worlds as t; t.learn(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, name, folder / "learnt"]
+    done = subprocess.run(command, cwd=ROOT, env=full, capture_output=True, text=True)
+    return done, folder / "learnt"
+
+
+begin_told, begin_coin = partial(_begin, "told"), partial(_begin, "coin")
+
+
+def _learnt(name, begun):
+    done, path = begun(name)
+    assert done.returncode == 0, done.stderr
+    program, shapes = build(name)
+    row = dreamer.Row(*range(len(dreamer.Row._fields)))
+    arrays = pickle.loads(path.read_bytes())
+    return Learnt(program, *jax.tree.unflatten(jax.tree.structure((shapes, row)), arrays))
 
 
 def states(learnt):
@@ -85,12 +128,9 @@ def heads(networks, s, bins):
 
 
 @pytest.fixture(scope="module")
-def told(in_full):
-    """All worlds learnt in one run."""
-    env, keys = worlds.Worlds(), jax.random.split(jax.random.key(1), ENVS)
-    start = jax.jit(jax.vmap(env.enter))(keys, jnp.arange(ENVS) % len(worlds.NAMES))
-    with in_full():
-        learnt = learn(env, start, 3000, ["model.latents=2", "model.classes=16"])
+def told(begun):
+    """What the agent says of all worlds, learnt in one run."""
+    learnt = _learnt("told", begun)
     networks = nnx.merge(learnt.program.networks, learnt.params)
     bins = dreamer.value_bins(learnt.program.config.model.bins)
     said = heads(networks, dreamer.features(states(learnt)), bins)
@@ -170,14 +210,9 @@ def test_an_episode_knows_nothing_of_the_one_before(told, signal):
 
 
 @pytest.fixture(scope="module")
-def coin(in_full):
+def coin(begun):
     """The coin learnt by one latent of two classes."""
-    env = worlds.Coin()
-    start = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), ENVS))
-    # the toss must be seen clearly: each nat that the latent saves on it blurs the chances
-    sets = ["learning.beta_pred=10", "model.latents=1", "model.classes=2", "learning.imagination=1"]
-    with in_full():
-        return learn(env, start, 1500, sets)
+    return _learnt("coin", begun)
 
 
 CHANCES = {True: 0.5, False: 1.0 - worlds.TAILS_AGAIN}  # of heads, after heads and after tails
