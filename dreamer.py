@@ -12,7 +12,7 @@ Reading map, top to bottom: what flows through the program · robust predictions
 (Eq. 8-11) · networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) ·
 actor learning (Eq. 6-7) · one gradient step · acting · training. Networks that know nothing of
 reinforcement learning live in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py,
-every number in dreamer.yaml, replay, optimiser, files, plots in utils/. {1 ... 1}: a task of week 1
+every number in dreamer.yaml, replay, optimiser, files, plots in utils/.
 
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
@@ -152,21 +152,21 @@ class Program:
 
 def symlog(x):
     """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1), of any shape"""
-    return jnp.sign(x) * jnp.log1p(jnp.abs(x))  # {1}
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x):
     """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), of any shape: the inverse of symlog"""
-    return jnp.sign(x) * jnp.expm1(jnp.abs(x))  # {1}
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def value_bins(n):
     """Eq. 10 | the bins b_i = symexp(-20 ... 20), n of them, antisymmetric to the bit
 
     Shapes: -> [V]; n is odd, so that the middle bin is 0."""
-    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit · {1
+    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit
         half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
-        return jnp.concatenate([half, -half[:-1][::-1]])  # 1}
+        return jnp.concatenate([half, -half[:-1][::-1]])
 
 
 def twohot_mean(logits, bins):
@@ -175,9 +175,9 @@ def twohot_mean(logits, bins):
     So zero logits give exactly 0, however the compiler contracts products and sums.
 
     Shapes: logits [..., V], bins [V], antisymmetric -> [...]."""
-    probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2  # {1
+    probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2
     surplus = probs[..., middle + 1 :] - probs[..., :middle][..., ::-1]
-    return jnp.sum(surplus * bins[middle + 1 :], -1)  # 1}
+    return jnp.sum(surplus * bins[middle + 1 :], -1)
 
 
 def twohot_loss(logits, target, bins):
@@ -186,13 +186,13 @@ def twohot_loss(logits, target, bins):
     Targets outside the bins count as the end bin. No [..., V] target is ever built.
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
-    target = jnp.clip(target, bins[0], bins[-1])  # {1
+    target = jnp.clip(target, bins[0], bins[-1])
     below = jnp.searchsorted(bins, target, side="right") - 1
     below = jnp.clip(below, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
     two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
     picked = (1.0 - share) * two[..., 0] + share * two[..., 1]
-    return jax.nn.logsumexp(logits, -1) - picked  # 1}
+    return jax.nn.logsumexp(logits, -1) - picked
 
 
 def unimix(logits, ratio):
@@ -200,26 +200,26 @@ def unimix(logits, ratio):
 
     Shapes: logits [..., K] -> [..., K].
     Source: paper, section "World model learning", 1% unimix."""
-    return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]  # {1}
+    return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]
 
 
 def sample_onehot(uniform, probs):
     """z ~ Categorical(probs) as one-hot, with the straight-through gradient of probs
 
     Shapes: uniform [...] in [0, 1), against the cumulative sum of probs [..., K] -> [..., K]."""
-    bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]  # {1
+    bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
     onehot = jax.nn.one_hot(jnp.sum(uniform[..., None] >= bounds, -1), probs.shape[-1])
-    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0 · 1}
+    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0
 
 
 def kl(p, q):
     """KL(p ‖ q) = Σ_k p_k (ln p_k - ln q_k) in nats, of probabilities [..., K] -> [...]"""
-    return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)  # {1}
+    return jnp.sum(p * (jnp.log(p) - jnp.log(q)), -1)
 
 
 def entropy(p):
     """H[p] = -Σ_k p_k ln p_k in nats, of probabilities [..., K] -> [...]"""
-    return -jnp.sum(p * jnp.log(p), -1)  # {1}
+    return -jnp.sum(p * jnp.log(p), -1)
 
 
 # ---- Networks (Eq. 1, Eq. 4) ---------------------------------------------------------------------
@@ -227,7 +227,7 @@ def entropy(p):
 
 def features(latent):
     """s = [h, z flat], what every head sees: h [..., D], z [..., S, K] -> [..., F]"""
-    return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)  # {2}
+    return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
 
 
 class WorldModel(nnx.Module):
@@ -260,16 +260,16 @@ class WorldModel(nnx.Module):
         """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
 
         Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D]."""
-        a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))  # {2
-        return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)  # 2}
+        a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))
+        return self.sequence(latent.h, latent.z.reshape(len(latent.z), -1), a)
 
     def posterior_probs(self, h, tokens):
         """Eq. 1 | q(z_t | h_t, x_t) with unimix: h [..., D], tokens -> [..., S, K]"""
-        return self._probs(self.posterior(jnp.concatenate([h, tokens], -1)))  # {2}
+        return self._probs(self.posterior(jnp.concatenate([h, tokens], -1)))
 
     def prior_probs(self, h):
         """Eq. 1 | p(ẑ_t | h_t) with unimix: h [..., D] -> [..., S, K]"""
-        return self._probs(self.prior(h))  # {2}
+        return self._probs(self.prior(h))
 
     def _probs(self, logits):
         shape = (*logits.shape[:-1], self.model.latents, self.model.classes)
@@ -323,12 +323,12 @@ def observe_step(world, latent, a, now, uniform):
 
     Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B]);
     uniform [B, S] in [0, 1) -> Latent, posterior probabilities [B, S, K]."""
-    tokens, is_first = now  # {2
+    tokens, is_first = now
     keep = 1.0 - is_first.astype(jnp.float32)
     past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
     h = world.recur(past, a * keep[:, None])
     probs = world.posterior_probs(h, tokens)
-    return Latent(h, sample_onehot(uniform, probs)), probs  # 2}
+    return Latent(h, sample_onehot(uniform, probs)), probs
 
 
 def observe(world, start, batch, key):
@@ -338,7 +338,7 @@ def observe(world, start, batch, key):
 
     Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
     -> Latent [B, T, ...], posterior probabilities [B, T, S, K]."""
-    tokens = world.encode(batch.x[:, 1:])  # {2
+    tokens = world.encode(batch.x[:, 1:])
     uniform = jax.random.uniform(key, (*tokens.shape[:2], world.model.latents))
 
     def step(latent, inputs):
@@ -348,51 +348,51 @@ def observe(world, start, batch, key):
 
     inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:], uniform))
     _, outputs = jax.lax.scan(step, start, inputs)
-    return time_first(outputs)  # 2}
+    return time_first(outputs)
 
 
 def decoder_loss(world, latent, x):
     """Eq. 3 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
 
     Shapes: latent [B, T, ...], x [B, T, X] -> [B, T]."""
-    if world.is_image:  # {2
+    if world.is_image:
         return jnp.sum(jnp.square(world.decode(latent) - x / 255.0), (-3, -2, -1))
-    return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)  # 2}
+    return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)
 
 
 def continue_loss(logit, is_terminal, horizon):
     """Eq. 3 | -ln p(c_t | s_t), cross entropy with the soft target (1 - is_terminal)(1 - 1/horizon)
 
     Shapes: logit, is_terminal [...] -> [...]."""
-    target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)  # {2
-    return optax.sigmoid_binary_cross_entropy(logit, target)  # 2}
+    target = (1.0 - is_terminal) * (1.0 - 1.0 / horizon)
+    return optax.sigmoid_binary_cross_entropy(logit, target)
 
 
 def prediction_loss(world, latent, rows, learning):
     """Eq. 3 | L_pred = -ln p(x_t | s_t) - ln p(r_t | s_t) - ln p(c_t | s_t)
 
     Shapes: latent, rows [B, T, ...] -> its three terms by name, [B, T] each."""
-    s, bins = features(latent), value_bins(world.model.bins)  # {2
+    s, bins = features(latent), value_bins(world.model.bins)
     logit = world.continue_(s)[..., 0]
     return {
         "decoder": decoder_loss(world, latent, rows.x),
         "reward": twohot_loss(world.reward(s), rows.r, bins),
         "continue": continue_loss(logit, rows.is_terminal, learning.horizon),
-    }  # 2}
+    }
 
 
 def dynamics_loss(posterior, prior, free_bits):
     """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to foresee the posterior
 
     Shapes: posterior, prior [..., S, K] -> [...]; the KL is summed over S before the maximum."""
-    return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))  # {2}
+    return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
 
 
 def representation_loss(posterior, prior, free_bits):
     """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to foresee
 
     Shapes: posterior, prior [..., S, K] -> [...]."""
-    return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))  # {2}
+    return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
 
 
 # ---- Critic learning (Eq. 4-5) -------------------------------------------------------------------
@@ -402,7 +402,7 @@ def dream(networks, start, steps, key):
     """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
 
     Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A]."""
-    def step(latent, step_key):  # {3
+    def step(latent, step_key):
         action_key, latent_key = jax.random.split(step_key)
         s = features(latent)
         a = networks.actor(s).sample(action_key)
@@ -411,7 +411,7 @@ def dream(networks, start, steps, key):
         return Latent(h, sample_onehot(uniform, networks.world.prior_probs(h))), (s, a)
 
     last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
-    return Dream(*time_first((jnp.concatenate([s, features(last)[None]]), a)))  # 3}
+    return Dream(*time_first((jnp.concatenate([s, features(last)[None]]), a)))
 
 
 def lambda_returns(r, c, values, lambda_):
@@ -420,7 +420,7 @@ def lambda_returns(r, c, values, lambda_):
     Shapes: r, c, values [N, H+1], aligned with the state they were predicted from; lambda_ a
     number or [N, H+1] likewise -> [N, H].
     Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line)."""
-    def step(following, now):  # {3
+    def step(following, now):
         r_next, c_next, v_next, lambda_next = now
         now = r_next + c_next * ((1.0 - lambda_next) * v_next + lambda_next * following)
         return now, now
@@ -428,21 +428,21 @@ def lambda_returns(r, c, values, lambda_):
     lambda_ = jnp.broadcast_to(lambda_, r.shape)
     inputs = time_first(tuple(x[:, 1:] for x in (r, c, values, lambda_)))
     _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
-    return time_first(returns)  # 3}
+    return time_first(returns)
 
 
 def trajectory_weights(c):
     """Π_{i≤t} c_i, the chance that a dream still goes on, its start's c included: [N, H+1]"""
-    return jnp.cumprod(c, 1)  # {3}
+    return jnp.cumprod(c, 1)
 
 
 def critic_loss(logits, returns, slow_values, bins, slow_scale):
     """Eq. 5 | -ln p(R_t | s_t), and towards the slow critic's prediction
 
     Shapes: logits [..., V]; returns, slow_values [...] -> [...]."""
-    to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)  # {4
+    to_returns = twohot_loss(logits, jax.lax.stop_gradient(returns), bins)
     to_slow = twohot_loss(logits, jax.lax.stop_gradient(slow_values), bins)
-    return to_returns + slow_scale * to_slow  # 4}
+    return to_returns + slow_scale * to_slow
 
 
 def replay_returns(rows, bootstrap, learning):
@@ -450,9 +450,9 @@ def replay_returns(rows, bootstrap, learning):
 
     Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the dreamed return of each row.
     Source: official code, `repl_loss`; golden file 4b_repl_loss."""
-    c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)  # {3
+    c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)
     lambda_ = (1.0 - rows.is_last) * learning.lambda_
-    return lambda_returns(rows.r, c, bootstrap, lambda_)  # 3}
+    return lambda_returns(rows.r, c, bootstrap, lambda_)
 
 
 # ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
@@ -463,22 +463,22 @@ def update_return_range(return_range, returns, learning):
     """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
 
     Shapes: return_range [2], returns any -> [2]."""
-    levels = jnp.array([learning.return_low, learning.return_high])  # {4
+    levels = jnp.array([learning.return_low, learning.return_high])
     new = jnp.percentile(returns, levels)
-    return (1.0 - learning.return_rate) * return_range + learning.return_rate * new  # 4}
+    return (1.0 - learning.return_rate) * return_range + learning.return_rate * new
 
 
 def advantages(returns, values, return_range, limit):
     """Eq. 6 | (R_t - v(s_t)) / max(L, S): returns, values [N, H], return_range [2] -> [N, H]"""
-    return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])  # {4}
+    return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])
 
 
 def actor_loss(policy, a, advantage, eta):
     """Eq. 6 | -(sg(advantage) ln π(a_t | s_t) + η H[π(a_t | s_t)])
 
     Shapes: policy over a [N, H, A], advantage [N, H] -> [N, H]."""
-    reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)  # {4
-    return -(reinforce + eta * policy.entropy())  # 4}
+    reinforce = jax.lax.stop_gradient(advantage) * policy.log_prob(a)
+    return -(reinforce + eta * policy.entropy())
 
 
 # ---- One gradient step ---------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def world_losses(networks, batch, key, config):
     """Eq. 3 | the three losses of the world model on a batch [B, T + 1, ...]
 
     -> dict of scalars, posterior states [B, T, ...], metrics."""
-    world, learning, model = networks.world, config.learning, config.model  # {2
+    world, learning, model = networks.world, config.learning, config.model
     start = Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], model.classes))
     latent, posterior = observe(world, start, batch, key)
     prior = world.prior_probs(latent.h)
@@ -509,7 +509,7 @@ def world_losses(networks, batch, key, config):
     metrics = {f"losses/{name}": term.mean() for name, term in terms.items()}
     metrics["latents/posterior_entropy"] = entropy(posterior).sum(-1).mean()
     metrics["latents/prior_entropy"] = entropy(prior).sum(-1).mean()
-    return losses, latent, metrics  # 2}
+    return losses, latent, metrics
 
 
 class Fixed(NamedTuple):
@@ -524,7 +524,7 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
 
     `fixed` holds the same networks without gradient, and the slow critic.
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
-    learning, bins = config.learning, value_bins(config.model.bins)  # {4
+    learning, bins = config.learning, value_bins(config.model.bins)
 
     def foretell(s):  # one step of all dreams at a time: that much stays in a CPU's cache
         r, c = fixed.networks.world.reward(s), fixed.networks.world.continue_(s)[..., 0]
@@ -550,7 +550,7 @@ def dream_losses(networks, fixed, dreamed, return_range, config):
         "actor/entropy": policy.entropy().mean(), "actor/advantage_std": advantage.std(),
         "actor/return_low": return_range[0], "actor/return_high": return_range[1],
     }
-    return losses, (returns, return_range), metrics  # 4}
+    return losses, (returns, return_range), metrics
 
 
 def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
@@ -560,17 +560,17 @@ def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
 
     Shapes: latent, rows, bootstrap [B, T, ...] -> scalar.
     Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss."""
-    learning, bins = config.learning, value_bins(config.model.bins)  # {4
+    learning, bins = config.learning, value_bins(config.model.bins)
     s = features(latent)[:, :-1]
     slow_values = twohot_mean(fixed.slow_critic(jax.lax.stop_gradient(s)), bins)
     returns = replay_returns(rows, bootstrap, learning)
     loss = critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
-    return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)  # 4}
+    return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)
 
 
 def agent_losses(program, params, state, batch, key):
     """Eq. 2, 4 | every loss on one batch [B, T + 1, ...], as dict of scalars, and what it leaves"""
-    config, (observe_key, dream_key) = program.config, jax.random.split(key)  # {5
+    config, (observe_key, dream_key) = program.config, jax.random.split(key)
     networks = nnx.merge(program.networks, params).laid_out()
     fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)).laid_out(),
                   nnx.merge(program.critic, state.slow_critic))
@@ -584,12 +584,12 @@ def agent_losses(program, params, state, batch, key):
     replay = replay_critic_loss(networks, fixed, latent, rows, bootstrap, config)
     losses = losses | behaviour | {"replay_critic": replay}
     metrics |= more | {f"losses/{name}": loss for name, loss in losses.items()}
-    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)  # 5}
+    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)
 
 
 def total_loss(params, program, state, batch, key):
     """Eq. 2 | Σ β · L over all losses; every loss has a scale and every scale a loss"""
-    losses, learned = agent_losses(program, params, state, batch, key)  # {5
+    losses, learned = agent_losses(program, params, state, batch, key)
     learning = program.config.learning
     scales = {
         "prediction": learning.beta_pred, "dynamics": learning.beta_dyn,
@@ -597,12 +597,12 @@ def total_loss(params, program, state, batch, key):
         "critic": learning.beta_critic, "replay_critic": learning.beta_replay,
     }
     assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
-    return sum(scales[name] * losses[name] for name in scales), learned  # 5}
+    return sum(scales[name] * losses[name] for name in scales), learned
 
 
 def train_step(program, state, batch, key):
     """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
-    gradient = jax.grad(total_loss, has_aux=True)  # {5
+    gradient = jax.grad(total_loss, has_aux=True)
     grads, learned = gradient(state.params, program, state, batch, key)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -610,7 +610,7 @@ def train_step(program, state, batch, key):
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
     metrics = learned.metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
     state = AgentState(params, slow_critic, opt_state, learned.return_range, state.step + 1)
-    return state, learned.latent, metrics  # 5}
+    return state, learned.latent, metrics
 
 
 # ---- Acting --------------------------------------------------------------------------------------
@@ -620,11 +620,11 @@ def act(networks, now, latent, a, key):
     """s_t ~ q(s_{t-1}, a_{t-1}, x_t), a_t ~ π(s_t), for E environments
 
     Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A]."""
-    latent_key, action_key = jax.random.split(key)  # {5
+    latent_key, action_key = jax.random.split(key)
     tokens = networks.world.encode(now.x)
     uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
     latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), uniform)
-    return latent, networks.actor(features(latent)).sample(action_key)  # 5}
+    return latent, networks.actor(features(latent)).sample(action_key)
 
 
 def start_playing(program, envs, key):
@@ -638,7 +638,7 @@ def start_playing(program, envs, key):
 
 def play(program, networks, player, key):
     """One step of E environments: -> Player after it, the Row [E] it leaves, Finished [E]"""
-    act_key, env_key = jax.random.split(key)  # {5
+    act_key, env_key = jax.random.split(key)
     now = player.now
     latent, a = act(networks, now, player.latent, player.a, act_key)
     row = Row(*now, a, latent.h, jnp.argmax(latent.z, -1).astype(jnp.uint8))
@@ -646,12 +646,12 @@ def play(program, networks, player, key):
     finished = Finished(now.is_last, total, length)
     going_on = ~now.is_last
     env, now = jax.vmap(program.env.step)(jax.random.split(env_key, len(a)), player.env, a)
-    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished  # 5}
+    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished
 
 
 def collect(program, loop, steps):
     """Play `steps` steps in E environments into the replay: -> Loop, Finished [steps, E]"""
-    networks = nnx.merge(program.networks, loop.agent.params).laid_out()  # {5
+    networks = nnx.merge(program.networks, loop.agent.params).laid_out()
     key, play_key = jax.random.split(loop.key)
 
     def step(carry, step_key):
@@ -661,7 +661,7 @@ def collect(program, loop, steps):
 
     keys = jax.random.split(play_key, steps)
     (player, replay), finished = jax.lax.scan(step, (loop.player, loop.replay), keys)
-    return Loop(loop.agent, replay, player, key), finished  # 5}
+    return Loop(loop.agent, replay, player, key), finished
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -669,20 +669,20 @@ def collect(program, loop, steps):
 
 def learn(program, loop):
     """One batch from the replay, one update, fresh latents back to the replay: -> Loop, metrics"""
-    config = program.config.replay  # {5
+    config = program.config.replay
     key, sample_key, train_key = jax.random.split(loop.key, 3)
     batch, index = replay_buffer.sample(loop.replay, sample_key, config.batch, config.length + 1)
     agent, latent, metrics = train_step(program, loop.agent, batch, train_key)
     fresh = {"h": latent.h, "z": jnp.argmax(latent.z, -1).astype(jnp.uint8)}
     replay = replay_buffer.refresh(loop.replay, index._replace(place=index.place[:, 1:]), fresh)
-    return Loop(agent, replay, loop.player, key), metrics  # 5}
+    return Loop(agent, replay, loop.player, key), metrics
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
 @divided  # among run.devices
 def train_chunk(program, loop, rounds):
     """`rounds` times k environment steps and U updates: -> Loop, Finished, metrics [rounds, U]"""
-    updates, steps = updates_per_steps(program.config)  # {5
+    updates, steps = updates_per_steps(program.config)
 
     def one_round(loop, _):
         loop, finished = collect(program, loop, steps)
@@ -690,7 +690,7 @@ def train_chunk(program, loop, rounds):
         return loop, (finished, metrics)
 
     loop, (finished, metrics) = jax.lax.scan(one_round, loop, length=rounds)
-    return loop, finished, metrics  # 5}
+    return loop, finished, metrics
 
 
 fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
@@ -699,7 +699,7 @@ fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untra
 @partial(jax.jit, static_argnums=0)
 def evaluate(program, params, key):
     """Returns, lengths [episodes] of fresh episodes, side by side; actions are sampled as ever"""
-    run, networks = program.config.run, nnx.merge(program.networks, params).laid_out()  # {5
+    run, networks = program.config.run, nnx.merge(program.networks, params).laid_out()
     start_key, play_key = jax.random.split(key)
     player = start_playing(program, run.eval_episodes, start_key)
     nothing = Finished(jnp.zeros_like(player.now.is_last), player.total, player.length)
@@ -715,7 +715,7 @@ def evaluate(program, params, key):
         return player, done, t + 1
 
     _, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
-    return done.total, done.length  # so far, for an episode that eval_limit cut · 5}
+    return done.total, done.length  # so far, for an episode that eval_limit cut
 
 
 def build(config, env):

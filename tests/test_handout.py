@@ -237,16 +237,13 @@ def test_nothing_is_written_over_a_file_or_into_a_folder_that_is_not_empty(refus
     assert (tmp_path / "empty" / handout.ASSIGNMENT).exists()
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ("def f():\n    '''.'''\n    return 1  # {1\n", [":3: {1 is not closed"]),
-    ("def f():\n    '''.'''\n    return 1  # 1}\n", [":3: expected an opening brace", "found 1}"]),
-    ("def f():\n    '''.'''\n    x = 1  # {1\n    return 1  # 2}\n", [":4: expected 1}", "line 3"]),
-    ("x = 1  # {1}\n", [":1: {1 encloses no part of a function"]),
+@pytest.mark.parametrize("table, words", [
+    ("1: {title: a, read: b, functions: [symlog, symlgo]}", "symlgo is no function of dreamer.py"),
+    ("1: {title: a, read: b, functions: [kl]}\n2: {title: a, read: b, functions: [kl]}",
+     "kl stands in two weeks"),
 ])
-def test_braces_that_enclose_no_body_are_one_line(wrong, words, tmp_path, monkeypatch, capsys):
-    (tmp_path / "utils").mkdir()
-    for path in equations.SOURCES:
-        (tmp_path / path).write_text(wrong if path == equations.TASKS else "", encoding="utf-8")
-    monkeypatch.setattr(equations, "ROOT", tmp_path)
-    said = _refused(capsys, "--out", str(tmp_path / "out"))
-    assert all(word in said for word in words), said
+def test_a_wrong_name_in_the_table_of_weeks_is_one_line(
+        table, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "weeks.yaml").write_text(table, encoding="utf-8")
+    monkeypatch.setattr(equations, "WEEKS", tmp_path / "weeks.yaml")
+    assert words in _refused(capsys, "--out", str(tmp_path / "out"))

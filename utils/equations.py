@@ -2,27 +2,35 @@
 
     python -m utils.equations
 
-prints the table of the README. All is read from the source: number and words of an equation from
-the first line of its docstring (`Eq. 5 | ...`), week and extent of a task from the braces of two
-comments ({3 and 3}, or {3} for one line), and what a test holds from its markers, which are names
-of functions (`@pytest.mark.lambda_returns`).
+prints the table of equations. Number and words of an equation come from the first line of its
+docstring (`Eq. 5 | ...`), the week of a task from weeks.yaml, and what a test checks from its
+markers, which are names of functions (`@pytest.mark.lambda_returns`).
 """
 
 import ast
-import io
 import re
-import tokenize
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("dreamer.py", "jaxmodels_nnx.py", "utils/optim.py")
 TASKS = SOURCES[0]  # the file that students write in
 EQUATION = re.compile(r"Eq\. (\d[\d, -]*) \| (.*)")
 LINK = re.compile(r"\[`(\w+)`\]\(\.\./(\w+\.py)#L\d+-L\d+\)")  # of docs/reading.md
-BRACE = re.compile(r"(?:^|\s)(\{?)(\d)(\}?)$")  # at the end of a comment
+WEEKS = Path(__file__).with_name("weeks.yaml")
+
+
+class Week(NamedTuple):
+    """A week of the course: its title, what to read, the functions to write, and other work."""
+
+    title: str
+    read: str
+    functions: tuple = ()
+    more: str = ""
 
 
 class Function(NamedTuple):
@@ -70,26 +78,40 @@ class Test(NamedTuple):
         return self.name.removeprefix("test_").replace("_", " ")
 
 
+def weeks():
+    """{number: Week} of weeks.yaml.
+
+    Raises: ValueError, one line, where it is not such a table or a function stands in two weeks."""
+    table = yaml.safe_load(WEEKS.read_text(encoding="utf-8"))
+    found = {number: Week(**entries) for number, entries in table.items()}
+    listed = [name for week in found.values() for name in week.functions]
+    twice = [name for name in listed if listed.count(name) > 1]
+    if twice:
+        raise ValueError(f"{WEEKS.name}: {twice[0]} stands in two weeks")
+    return found
+
+
 def functions(root=None):
     """{name: Function} of all that a test can name, in the order of the source.
 
-    That is what has a docstring and no underscore in front; of methods, the equations alone.
+    These are the functions and classes with a docstring and a public name; of methods, those that
+    are an equation.
 
-    Raises: ValueError, one line, where braces do not enclose the body of such a function."""
+    Raises: ValueError, one line, where weeks.yaml names a function that is not in dreamer.py."""
     found, calls = {}, {}
+    week_of = {name: number for number, week in weeks().items() for name in week.functions}
     for path in SOURCES:
         text = ((root or ROOT) / path).read_text(encoding="utf-8")
-        bodies = _bodies(text, path)
         for node, key in _definitions(ast.parse(text)):
             calls.setdefault(key, set()).update(_mentioned(node))
             said = (ast.get_docstring(node) or "").partition("\n")[0]
             number, what = (EQUATION.fullmatch(said) or re.match("()(.*)", said)).groups()
             if said and not node.name.startswith("_") and (number or key == node.name):
-                lines, week = _inside(bodies, node)
-                found[key] = Function(node.name, number, what, path, node.lineno, week, lines, key)
-        if bodies:
-            raise ValueError(f"{path}:{min(bodies)[0]}: {{{bodies[min(bodies)]} encloses no part "
-                             "of a function with a docstring")
+                week = week_of.pop(node.name, 0) if path == TASKS else 0
+                body = _body(node) if week else (0, 0)
+                found[key] = Function(node.name, number, what, path, node.lineno, week, body, key)
+    if week_of:
+        raise ValueError(f"{WEEKS.name}: {min(week_of)} is no function of {TASKS} with a docstring")
     return {one.name: one._replace(calls=_names(_reached(key, calls) & found.keys() - {key}))
             for key, one in found.items()}
 
@@ -128,38 +150,9 @@ def _reached(start, calls):
     return seen
 
 
-def _bodies(text, path):
-    """{(first, last line): week} of what braces enclose."""
-    found, opened = {}, None
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        brace = BRACE.search(token.string) if token.type == tokenize.COMMENT else None
-        if not brace or not (brace[1] or brace[3]):
-            continue
-        line, week = token.start[0], int(brace[2])
-        wrong = opened if brace[1] else not opened or opened[1] != week
-        if wrong:
-            raise ValueError(f"{path}:{line}: expected {_expected(opened)}, "
-                             f"found {brace[0].strip()}")
-        opened = opened or (line, week)
-        if brace[3]:
-            found[opened[0], line], opened = week, None
-    if opened:
-        raise ValueError(f"{path}:{opened[0]}: {{{opened[1]} is not closed")
-    return found
-
-
-def _expected(opened):
-    if opened:
-        return f"{opened[1]}}} for the {{{opened[1]} of line {opened[0]}"
-    return "an opening brace in front of a closing one"
-
-
-def _inside(bodies, node):
-    """Lines and week of the body that stands in a function, taken out of `bodies`."""
-    for lines in bodies if isinstance(node, ast.FunctionDef) else ():
-        if node.lineno < lines[0] <= node.end_lineno:
-            return lines, bodies.pop(lines)
-    return (0, 0), 0
+def _body(node):
+    """First and last line of what stands behind the docstring of a function."""
+    return node.body[1].lineno, node.body[-1].end_lineno
 
 
 def blanked(text, tasks):

@@ -2,7 +2,7 @@
 
     python -m utils.handout --week 3 --out DIR
 
-A task is a function of dreamer.py whose body stands between two braces (see utils/equations.py).
+A task is a function of dreamer.py that weeks.yaml names.
 The copy holds the tests that name functions, and neither this tool nor the one that grades.
 """
 
@@ -12,14 +12,13 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 from utils import cli, equations
 from utils.config import ConfigError, nearest
 
 FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
          "requirements.txt", "pytest.ini", "README.md", "LICENSE", ".gitignore", "docs", "utils")
-TEACHERS = ("equations.py", "handout.py", "grade.py")  # of utils/
+TEACHERS = ("equations.py", "handout.py", "grade.py", "weeks.yaml")  # of utils/
 TELLING = "mistakes.md"  # of docs/: it shows the lines that are changed
 # {file: tasks that it goes through again}: its place is taken where one of them is to be written.
 RETELLING = {
@@ -39,51 +38,7 @@ FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL) 
 ASSIGNMENT = "ASSIGNMENT.md"
 
 
-class Week(NamedTuple):
-    """What a week is called, what is to be read for it, and by hand what else is to be done."""
-
-    title: str
-    read: str
-    more: str = ""
-
-
-WEEKS = {
-    1: Week("robust predictions",
-            'the section "Robust predictions" (Eq. 8-11), and in "World model learning" what it '
-            "says of unimix and of straight-through gradients"),
-    2: Week("world model",
-            'the section "World model learning" (Eq. 1-3); the time line in the docstring of '
-            "dreamer.py"),
-    3: Week("dreaming and returns",
-            'the first half of the section "Critic learning": imagined trajectories (Eq. 4) and '
-            "λ-returns (Eq. 5)"),
-    4: Week("actor and critic",
-            'the rest of "Critic learning" (Eq. 5: two-hot critic, slow critic, replayed rows) and '
-            'the section "Actor learning" (Eq. 6-7)'),
-    5: Week("the training loop",
-            "Eq. 2; the time line in the docstring of dreamer.py; utils/replay.py; the section "
-            '"Train ratio" of README.md',
-            "At the end the agent learns: `python dreamer.py` should solve CartPole-v1 within a "
-            "minute, as README.md says."),
-    6: Week("the whole agent, and an ablation of your own",
-            'the section "Results", the ablations above all, and the sections "Metrics" and '
-            '"Differences" of README.md', """\
-No function is missing: this week is about what the agent does, and is marked by hand.
-
-1. **Train** (20 points). `python dreamer.py --env CartPole-v1 --seeds 3`, five to ten minutes. Hand
-   in `learning_curve.png`, and `metrics.jsonl` of each seed. After how many steps is each solved
-   (475)? How far are the seeds apart?
-2. **Understand** (20 points). Choose three curves of `metrics.jsonl` (README.md, "Metrics", has a
-   line on each) and say of each why it moves as it does.
-3. **Ablate** (40 points). Choose a number of `dreamer.yaml` that stands for an idea of the paper,
-   say first what you expect and why, and then train three seeds without it, everything else
-   equal: `python dreamer.py --env CartPole-v1 --seeds 3 --set learning.lambda_=0`. Others:
-   `learning.slow_rate=1`, `learning.imagination=1`, `learning.horizon=20`, `model.blocks=1`,
-   `optimizer.momentum=0`, `replay.length=4`, `run.train_ratio=4`. (Those of the section
-   "Ablations" in README.md are done.) Draw both in one figure: mean over the seeds, and each seed.
-4. **Conclude** (20 points). Half a page: what happened, whether three seeds are enough to say so,
-   and what you would measure next."""),
-}
+WEEKS = equations.weeks()
 
 
 def main(argv=None):
