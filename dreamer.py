@@ -46,10 +46,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
-from utils import versions, xla
+from utils.core import versions, xla
 
 STARTED = time.perf_counter()  # in front of the heavy imports: the user waits for them too
 versions.check(__name__ == "__main__")  # before what an old Python or jax could not import
@@ -62,11 +61,21 @@ from flax import nnx
 
 import gymnax_wrappers
 from jaxmodels_nnx import (
-    MLP, BlockGRU, Categorical, Head, Linear, bounded_normal, make_decoder, make_encoder)
-from utils import cli, optim, replay as replay_buffer
-from utils.parallel import divided, gathered, side_by_side
-from utils.session import Session
-from utils.settings import Config, rounds_per_chunk, updates_per_steps
+    MLP,
+    BlockGRU,
+    Categorical,
+    Head,
+    Linear,
+    bounded_normal,
+    make_decoder,
+    make_encoder,
+)
+from utils.core import cli, optim
+from utils.core import replay as replay_buffer
+from utils.core.devices import divided, gathered, side_by_side
+from utils.core.references import REFERENCES
+from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
+from utils.run.session import Session
 
 # ---- What flows through the program --------------------------------------------------------------
 
@@ -781,9 +790,10 @@ def train(program, session):
 def main(argv=None, began=None):
     """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
     try:
-        command = cli.parse(argv, Config, "DreamerV3 on Gymnax environments.")
-        if command.tool:
-            return import_module("utils.tools").run(command)  # stands on top of this file
+        command = cli.parse(argv)
+        if command.list_envs:
+            print(gymnax_wrappers.listing(REFERENCES))
+            return 0
         env = gymnax_wrappers.configured(command.config.run)
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)
@@ -791,10 +801,8 @@ def main(argv=None, began=None):
         return cli.complain(error)
     with session:  # a full disk, a nan or a signal ends here, and stands in session.status
         train(program, session)
-    if command.world_model_only and not session.status:
-        return import_module("utils.report").dreams(session.folder)
     return session.status
 
 
 if __name__ == "__main__":
-    sys.exit(import_module("dreamer").main(began=STARTED))  # the same module that the tools import
+    sys.exit(main(began=STARTED))

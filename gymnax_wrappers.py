@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils import guests
-from utils.lazy import import_when_used
+from utils.core import user_env
+from utils.core.lazy import import_when_used
 
 import_when_used("seaborn", "matplotlib.pyplot")  # for gymnax's own drawings: a second to import
 
@@ -82,12 +82,12 @@ class Environment:
         self.solved = SOLVED.get(name)
         own = hasattr(type(env), "reset_env") and hasattr(type(env), "step_env")
         used = {"reset_env": RESET, "step_env": STEP} if own else {"reset": RESET, "step": STEP}
-        self._reset, self._step, acts, seen = guests.methods(name, env, used | SPACES)
-        self.action_space = _action_space(name, guests.call(name, acts, params))
+        self._reset, self._step, acts, seen = user_env.methods(name, env, used | SPACES)
+        self.action_space = _action_space(name, user_env.call(name, acts, params))
         self.discrete = isinstance(self.action_space, spaces.Discrete)
         space, self._seen = self.action_space, self._raw()
         self.action_size = int(space.n if self.discrete else max(1, _size(space.shape)))
-        self.raw_shape, declared = self._seen.shape, guests.call(name, seen, params)
+        self.raw_shape, declared = self._seen.shape, user_env.call(name, seen, params)
         self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
         self.is_image = _is_image(name, self.raw_shape, observation)
         self.is_bytes = self._seen.dtype == jnp.uint8
@@ -106,10 +106,10 @@ class Environment:
         comes."""
         step_key, reset_key = jax.random.split(key)
         x, inner, *numbers = self._played(step_key, state.inner, self.action(action))
-        guests.same_shapes(self.name, "observation", self._seen, x)
-        guests.same_shapes(self.name, "state", state.inner, inner)
+        user_env.same_shapes(self.name, "observation", self._seen, x)
+        user_env.same_shapes(self.name, "state", state.inner, inner)
         kinds = {"reward": jnp.float32, "terminated": bool, "truncated": bool}
-        r, ended, cut = (guests.scalar(self.name, what, number, kind)
+        r, ended, cut = (user_env.scalar(self.name, what, number, kind)
                          for number, (what, kind) in zip(numbers, kinds.items()))
         no, over = jnp.zeros((), bool), ended | cut
         played = EnvState(inner, over), Step(self.observation(x), r, no, over, ended)
@@ -118,7 +118,7 @@ class Environment:
 
     def _fresh(self, key):
         """Observation and state with which an episode begins."""
-        found = guests.call(self.name, self._reset, key, self.params)
+        found = user_env.call(self.name, self._reset, key, self.params)
         if not isinstance(found, tuple) or len(found) != 2:
             raise _wrong(self.name, "reset", found, "2: observation, state")
         return found
@@ -127,22 +127,22 @@ class Environment:
         """A step of the environment's own -> Outcome
 
         A `step` that resets by itself hands the last observation over in its info."""
-        found = guests.call(self.name, self._step, key, inner, action, self.params)
+        found = user_env.call(self.name, self._step, key, inner, action, self.params)
         fits = isinstance(found, tuple) and len(found) in (5, 6) and isinstance(found[-1], dict)
         if not fits:
             raise _wrong(self.name, "step", found, "5 or 6: observation, state, reward, "
                          "terminated, (truncated,) info, the last a dict")
         x, inner, r, ended, *cut, info = found
         if not cut and hasattr(self.env, "is_truncated"):
-            cut = [guests.call(self.name, self.env.is_truncated, inner, self.params)]
+            cut = [user_env.call(self.name, self.env.is_truncated, inner, self.params)]
         return Outcome(info.get("final_observation", x), inner, r, ended, *(cut or [False]))
 
     def _raw(self):
         """Shape and dtype of the raw observation: of the array, declared bounds may be wrong."""
-        with guests.Guest(f"run.env: {self.name}"):  # a state may be nothing that jax knows
+        with user_env.Guest(f"run.env: {self.name}"):  # a state may be nothing that jax knows
             raw, _ = jax.eval_shape(self._fresh, jax.random.key(0))
         if not isinstance(raw, jax.ShapeDtypeStruct):
-            raise guests.GuestError(f"run.env: {self.name} has observations of type "
+            raise user_env.GuestError(f"run.env: {self.name} has observations of type "
                                     f"{type(raw).__name__}, expected one array")
         return raw
 
@@ -197,11 +197,31 @@ def make(name, observation="auto", changes=None):
 
     Raises: ValueError, one clear line, for an unknown id or what cannot be learned from."""
     env, params = _own(name) if ":" in name else _registered(name)
-    params = guests.with_values(name, params, changes)
+    params = user_env.with_values(name, params, changes)
     environment = Environment(name, env, params, observation)
     if name not in BUILT_IN or changes:
         _try_out(environment)
     return environment
+
+
+def listing(references):
+    """A table of Gymnax's environments: what goes in and comes out, limits, known returns.
+
+    `references` maps their names to a Reference of utils/core/references.py."""
+    lines = [f"{'environment':26}{'observation':14}{'actions':10}{'limit':>6}{'reference':>11}  of"]
+    for name, reference in references.items():
+        env = make(name)
+        seen = "x".join(str(n) for n in env.raw_shape) or f"one of {env.classes}"
+        acts = env.action_size if env.discrete else f"{env.action_size} in ±{_bound(env):g}"
+        known = "-" if reference.score is None else f"{reference.score:g}"
+        lines.append(f"{name:26}{seen:14}{acts:<10}{int(env.params.max_steps_in_episode):6}"
+                     f"{known:>11}  {reference.source}")
+    return "\n".join(lines)
+
+
+def _bound(env):
+    """The largest bound of continuous actions."""
+    return float(np.max(np.abs(env.action_space.high)))
 
 
 def _registered(name):
@@ -209,29 +229,29 @@ def _registered(name):
     if name not in gymnax.registered_envs:
         near = difflib.get_close_matches(name, gymnax.registered_envs, 3, 0.3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise guests.GuestError(
+        raise user_env.GuestError(
             f"run.env: expected one of --list-envs or your own package.module:factory, "
             f"found {name!r}{hint}")
     if name == MNIST and not all((MNIST_FOLDER / file).is_file() for file in MNIST_FILES):
-        raise guests.GuestError(
+        raise user_env.GuestError(
             f"run.env: {name} wants to download its data; expected in {MNIST_FOLDER}: "
             f"{', '.join(MNIST_FILES)}")
-    return guests.call(name, gymnax.make, name)
+    return user_env.call(name, gymnax.make, name)
 
 
 def _own(name):
     """(environment, parameters) of the user's own environment."""
-    factory = guests.find(name, gymnax.registered_envs)
+    factory = user_env.find(name, gymnax.registered_envs)
     if factory is None:
         return _registered(name.partition(":")[2])
     if not callable(factory):
-        raise guests.GuestError(
+        raise user_env.GuestError(
             f"run.env: {name} is of type {type(factory).__name__}, expected a class or function "
             "that gives an environment")
-    made = guests.call(name, factory)
+    made = user_env.call(name, factory)
     if isinstance(made, tuple) and len(made) == 2:
         return made
-    return made, guests.attribute(name, made, "default_params")
+    return made, user_env.attribute(name, made, "default_params")
 
 
 def _try_out(env):
@@ -241,7 +261,7 @@ def _try_out(env):
     episodes, steps = 8, 100
     raw = Environment(env.name, env.env, env.params, "vector")  # as it is, also where it is pixels
     reset_key, play_key = jax.random.split(jax.random.key(0))
-    with guests.Guest(f"run.env: {env.name}"):
+    with user_env.Guest(f"run.env: {env.name}"):
         x, r = jax.device_get(_at_random(
             raw, jax.random.split(reset_key, episodes), jax.random.split(play_key, steps)))
     for what, values in (("observation", x), ("reward", r[..., None])):
@@ -249,11 +269,11 @@ def _try_out(env):
         if len(found):
             step, episode, entry = (int(n) for n in found[0])
             place = f" entry {entry} of" if what == "observation" else ""
-            raise guests.GuestError(
+            raise user_env.GuestError(
                 f"run.env: {env.name}:{place} the {what} is {values[step, episode, entry]} "
                 f"after {step} steps of random actions, expected finite numbers")
     if env.is_image and not env.is_bytes and (x.min() < 0 or x.max() > 1):
-        raise guests.GuestError(
+        raise user_env.GuestError(
             f"run.env: {env.name}: an image has values from {x.min():g} to {x.max():g}, expected "
             "0 to 1, or uint8 (run.observation=vector takes any)")
 
@@ -275,7 +295,7 @@ def _at_random(env, reset_keys, keys):
 
 def _wrong(name, what, found, expected):
     count = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
-    return guests.GuestError(f"run.env: {name}: a {what} gives {count}, expected {expected}")
+    return user_env.GuestError(f"run.env: {name}: a {what} gives {count}, expected {expected}")
 
 
 def _size(shape):
@@ -287,12 +307,12 @@ def _size(shape):
 
 def _action_space(name, space):
     if not isinstance(space, (spaces.Discrete, spaces.Box)):
-        raise guests.GuestError(
+        raise user_env.GuestError(
             f"run.env: {name} has actions of type {type(space).__name__}, expected Discrete or Box")
     if isinstance(space, spaces.Box):
         bounds = np.broadcast_to(space.low, space.shape), np.broadcast_to(space.high, space.shape)
         if not np.isfinite(bounds).all():
-            raise guests.GuestError(f"run.env: {name} has actions without bounds")
+            raise user_env.GuestError(f"run.env: {name} has actions without bounds")
     return space
 
 

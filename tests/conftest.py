@@ -68,7 +68,8 @@ def _weeks():
     """{function: week in which it is written, 0 where it is given}."""
     if KEPT.exists():
         return json.loads(KEPT.read_text(encoding="utf-8"))
-    return {name: one.week for name, one in import_module("utils.equations").functions().items()}
+    known = import_module("utils.course.catalogue").functions()
+    return {name: one.week for name, one in known.items()}
 
 
 WEEKS = _weeks()

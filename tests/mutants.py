@@ -24,8 +24,12 @@ from typing import NamedTuple
 
 import pytest
 
-from utils import cli, plots, runs, weights
-from utils import config as configuration
+from utils.core import cli
+from utils.core import config as configuration
+from utils.run import files
+from utils.run.curves import rows as read_rows
+from utils.run.curves import series
+from utils.study import charts, runs
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "dreamer.py"
@@ -166,20 +170,20 @@ def curves(names):
                 done = subprocess.run([sys.executable, *program, *RUN, "--logdir", f"{folder}/run"],
                                       cwd=ROOT, stdout=subprocess.DEVNULL)
                 found[name] = seen_in(Path(folder) / "run") | {"status": done.returncode}
-            weights.replace(CURVES, (json.dumps(found, indent=1) + "\n").encode())
+            files.replace(CURVES, (json.dumps(found, indent=1) + "\n").encode())
             print(f"{name}: ended with status {done.returncode}", flush=True)
     drawn = {name: {"seeds": [{"seed": 0, "curve": one["curve"]}]} for name, one in found.items()
              if one["curve"]}
-    plots.ablations(PICTURE, {"CartPole-v1, seed 0": drawn}, WORDS)
+    charts.ablations(PICTURE, {"CartPole-v1, seed 0": drawn}, WORDS)
     return 0
 
 
 def seen_in(folder):
     """What is kept of a run: its evaluations, and the last value of some metrics."""
-    rows = plots.rows(folder / "metrics.jsonl")
-    last = {name: float(f"{plots.series(rows, name)[1][-1]:.4g}") for name in LAST
-            if plots.series(rows, name)[1]}
-    curve = [list(pair) for pair in zip(*plots.series(rows, "charts/eval_return"))]
+    rows = read_rows(folder / "metrics.jsonl")
+    last = {name: float(f"{series(rows, name)[1][-1]:.4g}") for name in LAST
+            if series(rows, name)[1]}
+    curve = [list(pair) for pair in zip(*series(rows, "charts/eval_return"))]
     return {"curve": curve, "last": last}
 
 

@@ -11,8 +11,10 @@ from PIL import Image
 
 import dreamer
 import gymnax_wrappers
-from utils import ablations, config, plots, runs
-from utils.settings import Config
+from utils import ablations
+from utils.core import config
+from utils.core.settings import Config
+from utils.study import charts, runs
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "dreamer.yaml"
@@ -192,5 +194,5 @@ def test_the_ablations_were_run_with_the_numbers_that_are_shipped():
 
 def test_a_part_with_no_full_agent_beside_it_is_drawn_all_the_same(tmp_path):
     curve = {"seeds": [{"seed": 0, "curve": [[0, 1.0], [10, 2.0]]}]}
-    plots.ablations(tmp_path / "x.png", {"CartPole-v1": {"no_unimix": curve}})
+    charts.ablations(tmp_path / "x.png", {"CartPole-v1": {"no_unimix": curve}})
     Image.open(tmp_path / "x.png").verify()

@@ -8,8 +8,8 @@ import pytest
 
 import dreamer
 import gymnax_wrappers
-from utils import backend, config
-from utils.settings import Config
+from utils.core import backend, config
+from utils.core.settings import Config
 
 SETTINGS = ("jax_default_matmul_precision", "jax_compilation_cache_dir",
             "jax_persistent_cache_min_compile_time_secs")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import dreamer
-from utils import versions
+from utils.core import versions
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = str(ROOT / "dreamer.yaml")
@@ -234,6 +234,7 @@ def test_an_old_python_is_told_what_is_needed_before_anything_is_imported(empty)
     assert "Python 3.11 or newer is needed, this is 3.10.1" in said
 
 
-@pytest.mark.parametrize("name", ["dreamer", "utils/__init__", "utils/versions", "utils/xla"])
+@pytest.mark.parametrize("name", ["dreamer", "utils/__init__", "utils/core/__init__",
+                                  "utils/core/versions", "utils/core/xla"])
 def test_an_old_python_can_read_what_it_meets_before_it_is_told(name):
     ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 7))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import plots
-from utils.machine import machine
+from utils.core.machine import machine
+from utils.run.curves import seeds_curve
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PICTURE = ROOT / "docs" / "cartpole.json", ROOT / "docs" / "cartpole.png"
@@ -108,7 +108,7 @@ def test_ten_seeds_solve_cartpole_in_ten_thousand_steps_a_minute_and_a_gigabyte(
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     curves = [(run["seed"], *zip(*run["evaluations"])) for run in results["runs"]]
-    plots.seeds_curve(PICTURE, "CartPole-v1, ten seeds", curves, SOLVED)
+    seeds_curve(PICTURE, "CartPole-v1, ten seeds", curves, SOLVED)
     missed = [words for run in results["runs"] for words in shortfalls(run)]
     assert not missed, "\n".join(missed)
 

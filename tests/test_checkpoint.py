@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from utils import replay, weights
-from utils.checkpoint import Checkpoints
+from utils.core import replay
+from utils.run import arrays, checkpoint
+from utils.run.checkpoint import Checkpoints
 
 RINGS, SIZE = 2, 8  # environments, rows of each
 
@@ -89,9 +90,9 @@ def test_a_checkpoint_without_its_replay_says_so(checkpoints):
 
 def test_the_state_of_random_streams_comes_back(checkpoints):
     tree = {"key": jax.random.key(7), "keys": jax.random.split(jax.random.key(1), 3)}
-    _save(checkpoints, 1, arrays=weights.flatten(tree))
+    _save(checkpoints, 1, arrays=arrays.flatten(tree))
     like = jax.eval_shape(lambda: tree)
-    back = weights.unflatten(like, checkpoints.load(_no_warning).arrays)
+    back = arrays.unflatten(like, checkpoints.load(_no_warning).arrays)
     assert jax.random.uniform(back["key"]) == jax.random.uniform(jax.random.key(7))
     assert back["keys"].dtype == tree["keys"].dtype and back["keys"].shape == (3,)
 
@@ -170,8 +171,8 @@ class FullDisk:
 def test_a_save_that_fails_leaves_the_older_checkpoint_whole(checkpoints, monkeypatch, fails_at):
     _save(checkpoints, 1, _written(_empty(), 3))
     disk = FullDisk(fails_at)
-    monkeypatch.setattr(weights, "save", disk)
-    monkeypatch.setattr(weights, "replace", disk)
+    monkeypatch.setattr(checkpoint, "save", disk)
+    monkeypatch.setattr(checkpoint, "replace", disk)
     with pytest.raises(OSError):
         _save(checkpoints, 2, _written(_empty(), 6))
     assert checkpoints.load(_no_warning).record["step"] == 1

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from utils import config
-from utils.config import ConfigError, load
-from utils.settings import Config, updates_per_steps
+from utils.core import config
+from utils.core.config import ConfigError, load
+from utils.core.settings import Config, updates_per_steps
 
 SHIPPED = Path(__file__).parent.parent / "dreamer.yaml"
 

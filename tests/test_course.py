@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from utils import equations, handout
+from utils.course import catalogue
 
 ROOT = Path(__file__).parent.parent
-KNOWN = equations.functions()
-HELD = equations.tests(KNOWN)
+KNOWN = catalogue.functions()
+HELD = catalogue.tests(KNOWN)
 TASKS = [function for function in KNOWN.values() if function.week]
 ALL_WEEKS = " or ".join(f"week{week}" for week in sorted({task.week for task in TASKS}))
 
@@ -36,7 +37,7 @@ def untested(held):
     """Equations that no test names, and tasks without a test that rests on no later week."""
     named = {name for test in held for name in test.names}
     return ([one.name for one in KNOWN.values() if one.number and one.name not in named]
-            + [task.name for task in TASKS if not equations.of(task, held)])
+            + [task.name for task in TASKS if not catalogue.of(task, held)])
 
 
 def test_every_equation_and_every_task_has_a_test():
@@ -63,7 +64,7 @@ def test_a_marker_that_names_no_function_is_an_error(tmp_path):
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.mark.lamda_returns\n"
                                          "def test_it():\n    pass\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", ROOT / "pytest.ini", "--rootdir", ROOT,
+        [sys.executable, "-m", "pytest", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
          "-p", "no:cacheprovider", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "'lamda_returns' not found in `markers`" in done.stdout
 
@@ -94,7 +95,7 @@ def begin_uses(folder, _):
     copy = folder / "copy"
     handout.copy_project(copy)
     shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
-    program = copy / equations.TASKS
+    program = copy / catalogue.TASKS
     program.write_text(noting(program.read_text(encoding="utf-8")), encoding="utf-8")
     environment = os.environ | {"USES": str(copy / "uses.json")}
     done = subprocess.run(
@@ -167,4 +168,4 @@ def test_without_one_body_exactly_the_tests_that_rest_on_it_fail(name, uses, tmp
     wrong, right = failing(copy, "-m", ALL_WEEKS)
     resting = {test for test, _, used in uses if name in used}
     assert wrong == resting and wrong | right == {test.name for test in HELD if test.week}
-    assert {test.name for test in equations.of(KNOWN[name], HELD)} <= wrong
+    assert {test.name for test in catalogue.of(KNOWN[name], HELD)} <= wrong

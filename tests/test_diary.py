@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from utils.diary import Diary, evaluation
-from utils.display import Display, Progress
-from utils.logger import Logger
+from utils.run.diary import Diary, evaluation
+from utils.run.display import Display, Progress
+from utils.run.logger import Logger
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from utils import display
-from utils.display import Board, Display, Progress
+from utils.run import display
+from utils.run.display import Board, Display, Progress
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
-from utils.display import Display, Progress
+from utils.run.display import Display, Progress
 with Display("run", Progress(0, 100, 0)) as log:
     log.say("compiling [bold] ...")
     log.show(Progress(50, 100, 10, 12.5, 12.5, 9.0, 20.0, 50.0, 1.0, 1.0))

@@ -10,8 +10,19 @@ import pytest
 from PIL import ImageColor
 
 import gymnax_wrappers
-from utils import drawings
-from utils.drawings import BLUE, GREEN, GROUND, INK, MINATAR, ORANGE, SIZE, VERMILION, WALL, draw
+from utils.pictures import drawings
+from utils.pictures.drawings import (
+    BLUE,
+    GREEN,
+    GROUND,
+    INK,
+    MINATAR,
+    ORANGE,
+    SIZE,
+    VERMILION,
+    WALL,
+    draw,
+)
 
 NAMES = [name for name in gymnax.registered_envs if name != "MNISTBandit-bsuite"]
 MIDDLE = (SIZE - 1) / 2

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
 from jaxmodels_nnx import Categorical
-from utils import replay
+from utils.core import replay
 
 BINS = jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0])
 HALF = np.expm1(np.linspace(0.0, 20.0, 128))

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils import film, weights
+from utils.pictures import film
+from utils.run import files
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -130,7 +131,7 @@ def test_every_action_has_a_look_of_its_own(actions):
 def test_a_write_that_fails_leaves_the_old_film_and_no_other_file(tmp_path, monkeypatch):
     path = tmp_path / "a.gif"
     path.write_bytes(b"old")
-    monkeypatch.setattr(weights.os, "replace", mock.Mock(side_effect=OSError("no space left")))
+    monkeypatch.setattr(files.os, "replace", mock.Mock(side_effect=OSError("no space left")))
     with pytest.raises(OSError, match="no space left"):
         film.save(path, "Catch", _episode(3))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b"old"
@@ -144,5 +145,5 @@ def test_a_missing_picture_is_an_error_and_writes_nothing(tmp_path):
 
 
 def test_importing_the_film_does_not_import_matplotlib():
-    code = "import sys, utils.film; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, utils.pictures.film; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

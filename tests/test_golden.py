@@ -21,8 +21,9 @@ from numpy.testing import assert_array_equal
 import dreamer
 import jaxmodels_nnx as models
 from dreamer import Latent
-from utils import optim, weights
-from utils.config import load
+from utils.core import optim
+from utils.core.config import load
+from utils.run.arrays import flatten, unflatten
 
 FOLDER = Path(__file__).parent / "golden"
 PAPER = load(FOLDER.parent.parent / "dreamer.yaml", dreamer.Config, ["paper"])
@@ -120,7 +121,7 @@ def module(make, arrays):
     """What `make` makes, with these weights; all others are NaN and can touch no number here."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     unknown = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), shapes)
-    return nnx.merge(graph, weights.unflatten(shapes, weights.flatten(unknown) | arrays))
+    return nnx.merge(graph, unflatten(shapes, flatten(unknown) | arrays))
 
 
 def world_model(model, x_shape, arrays):

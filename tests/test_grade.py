@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import equations, grade, handout
+from utils import grade, handout
+from utils.course import catalogue
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -18,8 +19,12 @@ NAMES = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 FUNCTION = '''
 def {name}():
     """Eq. {number} | the number {number}"""
-    return {below} + {more}  # {{{week}}}
+    return {below} + {more}
 '''
+WEEKS = f"""
+1: {{title: small, read: nothing, functions: [{", ".join(NAMES[:-1])}]}}
+2: {{title: large, read: nothing, functions: [{NAMES[-1]}]}}
+"""
 TESTS = '''"""The numbers are what they are called."""
 import pytest
 import dreamer
@@ -37,23 +42,25 @@ def test_{name}_is_a_whole_number():
 
 @pytest.fixture
 def course(tmp_path, monkeypatch):
-    """A little project, with the real conftest.py and pytest.ini, in the place of this one."""
+    """A little project, with the real conftest.py and pyproject.toml, in the place of this one."""
     root, program, tests = tmp_path / "course", '"""Numbers."""\n', TESTS
-    for folder in ("utils", "docs", "tests/golden"):
+    for folder in ("utils/core", "docs", "tests/golden"):
         (root / folder).mkdir(parents=True)
     for number, name in enumerate(NAMES, 1):
         below = f"{NAMES[number - 2]}()" if number not in (1, 5) else str(number - 1)
-        words = {"name": name, "number": number, "below": below, "more": 1, "week": number // 8 + 1}
+        words = {"name": name, "number": number, "below": below, "more": 1}
         program += FUNCTION.format(**words)
         tests += TEST.format(**words)
-    for path in ("jaxmodels_nnx.py", "utils/optim.py", *handout.FILES, *handout.PAGES):
+    for path in ("jaxmodels_nnx.py", "utils/core/optim.py", *handout.FILES, *handout.PAGES):
         if not (root / path).is_dir():
             (root / path).write_text("", encoding="utf-8")
     (root / "dreamer.py").write_text(program, encoding="utf-8")
     (root / "tests" / "test_numbers.py").write_text(tests, encoding="utf-8")
     shutil.copy(ROOT / "tests" / "conftest.py", root / "tests")
-    shutil.copy(ROOT / "pytest.ini", root)
-    monkeypatch.setattr(equations, "ROOT", root)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    (root / "weeks.yaml").write_text(WEEKS, encoding="utf-8")
+    monkeypatch.setattr(catalogue, "ROOT", root)
+    monkeypatch.setattr(catalogue, "WEEKS", root / "weeks.yaml")
     monkeypatch.chdir(tmp_path)
     return root
 

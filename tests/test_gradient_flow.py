@@ -11,8 +11,8 @@ import pytest
 
 import dreamer
 import gymnax_wrappers
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 # Prediction is the sum of the three rows below it. Both KL losses reach encoder and posterior: the
 # representation loss directly, the dynamics loss (it holds the posterior fixed) through time alone,

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from utils import cli, equations, handout
-from utils.settings import Config
+from utils import handout
+from utils.core import cli
+from utils.course import catalogue
 
 ROOT = Path(__file__).parent.parent
-KNOWN = equations.functions()
+KNOWN = catalogue.functions()
 TASKS = {name: one for name, one in KNOWN.items() if one.week}
 
 
@@ -59,7 +60,7 @@ def test_only_the_named_tasks_are_blank(tmp_path):
 
 
 def test_docstrings_and_signatures_of_blank_functions_stay(weeks):
-    copied = equations.functions(weeks[0])
+    copied = catalogue.functions(weeks[0])
     assert copied.keys() == KNOWN.keys()
     for name, one in KNOWN.items():
         assert (copied[name].what, copied[name].number) == (one.what, one.number)
@@ -118,7 +119,7 @@ def test_what_is_left_out_of_a_copy_says_so_and_is_there_when_all_is_written(wee
         kept = [path for path in handout.RETELLING
                 if (copy / path).read_bytes() == (ROOT / path).read_bytes()]
         assert kept == (list(handout.RETELLING) if week == 6 else [])
-    done = subprocess.run([sys.executable, "dreamer.py", "--explain"], cwd=weeks[1], text=True,
+    done = subprocess.run([sys.executable, "-m", "utils.explain"], cwd=weeks[1], text=True,
                           capture_output=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("utils.explain: left out") and done.stderr.count("\n") == 1
@@ -128,7 +129,7 @@ def test_the_pages_of_a_copy_lead_to_what_is_there(weeks):
     for copy in weeks.values():
         for page in handout.PAGES:
             text = (copy / page).read_text(encoding="utf-8")
-            assert equations.linked(text, copy) == text
+            assert catalogue.linked(text, copy) == text
             assert not re.search(r"mistakes\.md|mutants|utils\.(handout|grade|equations)", text)
             for path in re.findall(r"\]\(([\w./-]+)[)#]", text):
                 assert ((copy / page).parent / path).exists(), (page, path)
@@ -146,7 +147,7 @@ def test_the_tools_of_teachers_and_the_history_stay_behind_and_nothing_else_is_c
 
 
 def test_the_assignment_names_each_task_its_line_its_points_and_its_tests(weeks):
-    held = equations.tests(KNOWN)
+    held = catalogue.tests(KNOWN)
     for week, copy in weeks.items():
         text = (copy / handout.ASSIGNMENT).read_text(encoding="utf-8")
         lines = (copy / "dreamer.py").read_text(encoding="utf-8").splitlines()
@@ -157,7 +158,7 @@ def test_the_assignment_names_each_task_its_line_its_points_and_its_tests(weeks)
         for task, line in zip(asked, found, strict=True):
             assert re.match(f" *def {task.name}\\(", lines[int(line) - 1])
             assert f'python -m pytest -m "{task.marker}"' in text and task.what in text
-            assert all(f"* {test.sentence}\n" in text for test in equations.of(task, held))
+            assert all(f"* {test.sentence}\n" in text for test in catalogue.of(task, held))
         points = sum(int(n) for n in re.findall(r"^### .* (\d+) points?$", text, re.M))
         assert points == sum(task.points for task in asked)
         assert not asked or f"{points} points in all" in text
@@ -168,7 +169,7 @@ def test_the_assignment_names_each_task_its_line_its_points_and_its_tests(weeks)
 @pytest.mark.parametrize("values", re.findall(r"`(\w+\.\w+=[\d.]+)`", handout.WEEKS[6].more)
                          + ["learning.lambda_=0"])
 def test_each_ablation_that_is_proposed_can_be_trained(values):
-    assert cli.parse(["--set", values], Config, "").config
+    assert cli.parse(["--set", values]).config
 
 
 def test_a_copy_collects_its_own_tests_and_a_body_that_is_filled_in_passes_them(weeks, tmp_path):
@@ -245,5 +246,5 @@ def test_nothing_is_written_over_a_file_or_into_a_folder_that_is_not_empty(refus
 def test_a_wrong_name_in_the_table_of_weeks_is_one_line(
         table, words, tmp_path, monkeypatch, capsys):
     (tmp_path / "weeks.yaml").write_text(table, encoding="utf-8")
-    monkeypatch.setattr(equations, "WEEKS", tmp_path / "weeks.yaml")
+    monkeypatch.setattr(catalogue, "WEEKS", tmp_path / "weeks.yaml")
     assert words in _refused(capsys, "--out", str(tmp_path / "out"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.lazy import import_when_used
+from utils.core.lazy import import_when_used
 
 ROOT = Path(__file__).parent.parent
 

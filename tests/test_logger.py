@@ -9,8 +9,8 @@ from unittest import mock
 
 import pytest
 
-from utils import logger
-from utils.logger import Logger, make_folder
+from utils.run import logger
+from utils.run.logger import Logger, make_folder
 
 EPISODE = {"step": 40, "env": 3, "return": 9.0, "length": 10}
 

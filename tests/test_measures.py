@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from utils import measures
+from utils.pictures import measures
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,7 +11,8 @@ import pytest
 
 from tests import mutants
 from tests.mutants import MUTANTS, ROOT
-from utils import equations, runs
+from utils.course import catalogue
+from utils.study import runs
 
 SIDE_BY_SIDE = 2  # processes
 PAGE = ROOT / "docs" / "mistakes.md"
@@ -81,8 +82,8 @@ def test_no_mistake_is_listed_twice_and_every_change_changes_something():
 
 def test_each_equation_can_be_got_wrong_in_two_ways_at_least():
     count = Counter(mutant.function.rpartition(".")[2] for mutant in MUTANTS.values())
-    numbered = [name for name, one in equations.functions().items()
-                if one.number and one.path == equations.TASKS and name[0].islower()]
+    numbered = [name for name, one in catalogue.functions().items()
+                if one.number and one.path == catalogue.TASKS and name[0].islower()]
     assert len(numbered) > 20 and [name for name in numbered if count[name] < 2] == []
 
 

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
 import jaxmodels_nnx as models
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 MODEL = config.load("dreamer.yaml", Config, ["debug"]).model
 KEY = jax.random.key(0)

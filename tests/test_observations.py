@@ -7,9 +7,9 @@ import pytest
 from PIL import ImageColor
 
 import gymnax_wrappers
-from utils import observations
-from utils.drawings import GROUND, MINATAR, SIZE, draw
-from utils.plots import VERMILION
+from utils.pictures import observations
+from utils.pictures.drawings import GROUND, MINATAR, SIZE, draw
+from utils.run.curves import VERMILION
 
 
 def _start(name):

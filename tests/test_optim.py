@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from utils import optim
+from utils.core import optim
 
 CONFIG = SimpleNamespace(lr=0.1, warmup=4, lr_final=0.2, agc=0.3, agc_floor=1e-3, rms_decay=0.999,
                          momentum=0.9, eps=1e-20)

@@ -8,8 +8,8 @@ import jax
 import pytest
 
 import dreamer
-from utils.config import load
-from utils.summary import parameter_counts
+from utils.core.config import load
+from utils.run.session import parameter_counts
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

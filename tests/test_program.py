@@ -17,9 +17,10 @@ from PIL import Image
 
 import dreamer
 from gymnax_wrappers import Step, make
-from utils import config, weights
-from utils.references import REFERENCES
-from utils.settings import Config
+from utils.core import config
+from utils.core.references import REFERENCES
+from utils.core.settings import Config
+from utils.run import arrays
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "dreamer.yaml"
@@ -152,10 +153,10 @@ def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
 def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, monkeypatch):
     seen = []  # the weights of each evaluation, of which the second shall be the best
     monkeypatch.setattr(dreamer, "ONE", (*dreamer.ONE[:-1], lambda program, params, key: (
-        seen.append(weights.flatten(params)) or jnp.full(4, len(seen) == 2), jnp.ones(4))))
+        seen.append(arrays.flatten(params)) or jnp.full(4, len(seen) == 2), jnp.ones(4))))
     flags = ["--preset", "debug", "--set", "run.eval_every=1", "--logdir", str(tmp_path / "run")]
     assert dreamer.main(flags) == 0
-    kept = weights.load(tmp_path / "run" / "weights.npz")
+    kept = arrays.load(tmp_path / "run" / "weights.npz")
     same = [jax.tree.all(jax.tree.map(np.array_equal, kept, params)) for params in seen]
     assert len(seen) > 3 and same == [False, True] + [False] * (len(seen) - 3) + [True]
 
@@ -164,7 +165,7 @@ def test_the_weights_of_a_run_go_back_into_the_networks(finished):
     _, run = finished
     settings = config.load(run / "config.yaml", Config)
     _, shapes = dreamer.build(settings, make(settings.run.env))
-    params = weights.unflatten(shapes, weights.load(run / "weights.npz"))
+    params = arrays.unflatten(shapes, arrays.load(run / "weights.npz"))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert np.any(params["critic"]["out"]["kernel"][...])  # zero before the first update
 

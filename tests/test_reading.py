@@ -9,7 +9,7 @@ import doctest
 import re
 from pathlib import Path
 
-from utils.equations import LINK, linked
+from utils.course.catalogue import LINK, linked
 
 ROOT = Path(__file__).parent.parent
 TOUR = ROOT / "docs" / "reading.md"

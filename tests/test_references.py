@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from utils.references import REFERENCES
+from utils.core.references import REFERENCES
 
 
 def test_no_policy_earns_more_at_the_two_armed_bandit():

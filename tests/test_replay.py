@@ -15,10 +15,10 @@ from numpy.testing import assert_array_equal
 
 import dreamer
 import gymnax_wrappers
-from utils import config, replay
-from utils.config import ConfigError
-from utils.parallel import sharers
-from utils.settings import Config, updates_per_steps
+from utils.core import config, replay
+from utils.core.config import ConfigError
+from utils.core.devices import sharers
+from utils.core.settings import Config, updates_per_steps
 
 RINGS, SIZE, LENGTH = 3, 10, 4
 MILLION = 1_000_000

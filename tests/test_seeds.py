@@ -14,8 +14,8 @@ from PIL import Image
 
 import dreamer
 from gymnax_wrappers import make
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
 SEEDS = 3
@@ -139,7 +139,7 @@ def test_who_asks_for_all_of_them_at_once_is_told_their_names(several, capsys):
 @pytest.mark.parametrize("flags, said", [
     (["--seeds", "0"], "--seeds: expected a whole number from 1"),
     (["--seeds", "two"], "found 'two'"),
-    (["--seeds", "2", "--eval", "RUN"], "--seeds: cannot be used with --eval"),
+    (["--seeds", "2", "--resume", "RUN"], "--seeds: cannot be used with --resume"),
     (["--seed", "4294967295", "--seeds", "2"], "from 1 to 1, found '2'"),
 ])
 def test_an_impossible_number_of_seeds_gets_one_line(flags, said, several, capsys):

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import dreamer
-from utils.checkpoint import Checkpoints
-from utils.replay import Replay
+from utils import evaluate
+from utils.core.replay import Replay
+from utils.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 # Small chunks, each evaluated and saved, so that a random moment often lies within a save.
@@ -341,9 +342,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
 
 
 def test_an_empty_name_is_no_run(capsys):
-    for flag in ("--resume", "--eval", "--watch"):
-        assert dreamer.main([flag, ""]) == 2
-        assert f"{flag}: expected the folder of a run, found ''" in capsys.readouterr().err
+    for command, flags in ((dreamer, ["--resume", ""]), (evaluate, [""])):
+        assert command.main(flags) == 2
+        assert "expected the folder of a run, found ''" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, tmp_path):

@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 
 import dreamer
-from utils import config, sinks
-from utils.logger import Logger
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
+from utils.run import sinks
+from utils.run.logger import Logger
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,7 +124,7 @@ def test_who_is_not_logged_in_gets_one_line_and_no_run(packages, tmp_path, monke
 def test_a_program_that_logs_to_neither_imports_neither(tmp_path):
     for name in ("tensorboardX", "wandb"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
-    done = subprocess.run([sys.executable, "-c", "import dreamer, utils.session, utils.tools"],
+    done = subprocess.run([sys.executable, "-c", "import dreamer, utils.run.session, utils.watch"],
                           cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)},
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

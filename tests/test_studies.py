@@ -10,8 +10,9 @@ from numpy.testing import assert_allclose
 
 import dreamer
 import gymnax_wrappers
-from utils import config, measures, rollouts, studies
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
+from utils.pictures import measures, rollouts, studies
 
 ENVS, ROWS, STEPS = 8, 230, 5
 

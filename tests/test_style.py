@@ -13,27 +13,26 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils import config as configuration
-from utils.settings import Config
+from utils.core import config as configuration
+from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
 TOP = {"dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml", "utils", "tests",
-       "requirements.txt", "README.md", ".ci", ".gitignore", "LICENSE", "pytest.ini", "docs"}
+       "requirements.txt", "README.md", ".ci", ".gitignore", "LICENSE", "pyproject.toml", "docs"}
 LOOPS = {"map", "scan", "while_loop", "fori_loop"}
 # Called from outside, not by the program: the equations that tests and teachers call, what reads
 # the weights that a run leaves, and the picture of the ten-seed run.
 FOR_CALLERS = {
     "dreamer": {"symlog", "symexp", "value_bins", "twohot_mean", "twohot_loss", "unimix",
                 "lambda_returns", "main"},
-    "utils.tools": {"run"},  # by dreamer.py, which imports it by name
-    "utils.report": {"dreams"},  # likewise
-    "utils.weights": {"load", "unflatten"},
-    "utils.plots": {"seeds_curve"},
-    "utils.cli": {"error"},  # by argparse
-    "utils.display": {"on_broken_pipe"},  # by rich
+    "utils.run.arrays": {"load", "unflatten"},
+    "utils.run.curves": {"seeds_curve"},
+    "utils.core.cli": {"error"},  # by argparse
+    "utils.run.display": {"on_broken_pipe"},  # by rich
 }
 # Tools that use a trained agent: they stand on top of dreamer.py, which imports them when asked.
-ON_TOP = {"utils.agent", "utils.bench", "utils.explain", "utils.rollouts", "utils.tools"}
+ON_TOP = {"utils.agent", "utils.bench", "utils.evaluate", "utils.explain", "utils.watch",
+          "utils.pictures.rollouts"}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 DEFINITION = (*FUNCTION, ast.ClassDef)
 
@@ -47,7 +46,7 @@ class Source(typing.NamedTuple):
 
     @property
     def module(self):
-        """utils/config.py as utils.config."""
+        """utils/core/config.py as utils.core.config."""
         return self.path.removesuffix(".py").replace("/", ".")
 
     @property
@@ -61,7 +60,7 @@ def _source(path):
     return Source(path.relative_to(ROOT).as_posix(), text, ast.parse(text))
 
 
-SOURCES = [_source(path) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/*.py")])]
+SOURCES = [_source(path) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")])]
 TESTS = [_source(path) for path in sorted(ROOT.glob("tests/*.py"))]
 
 
@@ -354,12 +353,12 @@ def test_a_function_that_only_calls_itself_or_shares_its_name_with_another_is_un
 
 def test_every_field_of_the_configuration_is_read():
     sections = set(typing.get_type_hints(Config))
-    trees = [source.tree for source in SOURCES if source.module != "utils.settings"]
-    trees += [part for source in SOURCES if source.module == "utils.settings"
+    trees = [source.tree for source in SOURCES if source.module != "utils.core.settings"]
+    trees += [part for source in SOURCES if source.module == "utils.core.settings"
               for part in source.tree.body if isinstance(part, FUNCTION)]  # its checks do not count
     read = {node.attr for tree in trees for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and _last_name(node.value) in {"config", *sections}}
-    schema = next(source for source in SOURCES if source.module == "utils.settings")
+    schema = next(source for source in SOURCES if source.module == "utils.core.settings")
     _fail_on((schema.path, node.lineno, f"{node.target.id} is read nowhere")
              for node in ast.walk(schema.tree)
              if isinstance(node, ast.AnnAssign) and node.target.id not in read)
@@ -408,7 +407,7 @@ def test_every_key_of_the_yaml_says_its_meaning_and_the_papers_value_where_ours_
         line, comment = comments[section, key]
         words, differs, number = (comment or "").partition(" - paper: ")
         if words != meaning:
-            problems.append(("dreamer.yaml", line, f"{key} is {meaning!r} in utils/settings.py"))
+            problems.append(("dreamer.yaml", line, f"{key} is {meaning!r} in settings.py"))
         if bool(differs) != (value != papers) or (differs and not _same(number, papers)):
             problems.append(("dreamer.yaml", line, f"{key}: we have {value}, the paper {papers}"))
     _fail_on(problems)

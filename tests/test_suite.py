@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 
 import gymnax_wrappers
-from utils import cli, config, runs, suite
-from utils.references import REFERENCES, Reference
-from utils.settings import Config
+from utils import suite
+from utils.core import cli, config
+from utils.core.references import REFERENCES, Reference
+from utils.core.settings import Config
+from utils.study import runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -290,12 +292,12 @@ def test_environments_differ_in_budget_and_size_and_some_in_eta_and_blocks_say_w
 def test_the_block_of_an_environment_comes_first_and_presets_and_flags_win():
     flags = ["--config", str(ROOT / "dreamer.yaml"), "--env", "Breakout-MinAtar"]
     block = blocks()["Breakout-MinAtar"]["run"]
-    plain = cli.parse(flags, Config, "").config.run
+    plain = cli.parse(flags).config.run
     assert {key: getattr(plain, key) for key in block} == block
-    debug = cli.parse([*flags, "--preset", "debug"], Config, "").config.run
+    debug = cli.parse([*flags, "--preset", "debug"]).config.run
     assert debug.steps == 640 and debug.train_ratio == block["train_ratio"]
-    assert cli.parse([*flags, "--steps", "5000"], Config, "").config.run.steps == 5000
-    other = cli.parse([*flags[:2], "--env", "CartPole-v1"], Config, "").config.run
+    assert cli.parse([*flags, "--steps", "5000"]).config.run.steps == 5000
+    other = cli.parse([*flags[:2], "--env", "CartPole-v1"]).config.run
     assert other.steps == 20_000
 
 

@@ -13,8 +13,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
 from gymnax_wrappers import Step
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 ROWS, FIRST = 7, 3  # rows of a replayed sequence, and where in it a new episode begins
 

@@ -17,8 +17,8 @@ from pytest import approx
 
 import dreamer
 from tests import worlds
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
 ENVS, FRESH = 8, 500  # FRESH rows of each environment before the first update and after the last

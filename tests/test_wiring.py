@@ -9,8 +9,8 @@ from numpy.testing import assert_array_equal
 
 import dreamer
 import gymnax_wrappers
-from utils import config
-from utils.settings import Config
+from utils.core import config
+from utils.core.settings import Config
 
 KEY, B, T = jax.random.key(0), 2, 3
 QUICKLY = {"xla_backend_optimization_level": 0}  # most of the time is the compiler's

@@ -1,1 +1,1 @@
-"""Small files, one idea each; none of them knows the algorithm."""
+"""Commands, and the rooms with what they are made of: core, run, pictures, study, course."""

@@ -3,7 +3,7 @@
     python -m utils.ablations --env CartPole-v1 --seeds 3
 
 A part is switched off by a block of the YAML whose name begins with no_. How runs are made, and
-each only once: utils/runs.py.
+each only once: utils/study/runs.py.
 """
 
 import sys
@@ -12,8 +12,10 @@ from functools import partial
 import numpy as np
 
 import gymnax_wrappers
-from utils import cli, plots, runs
-from utils import config as configuration
+from utils.core import cli
+from utils.core import config as configuration
+from utils.run import curves
+from utils.study import charts, runs
 
 RESULTS, PICTURE = "ablations.json", "ablations.png"
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
@@ -67,7 +69,7 @@ def _known(flags, run):
 def _keep(flags, run, result):
     """Put a run into the results, in the place of an older one of its seed, and draw them."""
     runs.update(flags.results / RESULTS, partial(_with, flags, run, result),
-                partial(plots.ablations, flags.results / PICTURE))
+                partial(charts.ablations, flags.results / PICTURE))
 
 
 def _with(flags, run, result, results):
@@ -99,7 +101,7 @@ def _cells(found):
 
 def _mean(values):
     """The mean over seeds, and half its 95% interval, which a single seed has not."""
-    mean, interval = plots.mean_interval(values)
+    mean, interval = curves.mean_interval(values)
     return f"{mean:,.1f}" + f" ± {interval:,.1f}" * (len(values) > 1)
 
 

@@ -17,9 +17,9 @@ from flax import nnx
 
 import dreamer
 import gymnax_wrappers
-from utils import config as configuration
-from utils import weights
-from utils.settings import Config
+from utils.core import config as configuration
+from utils.core.settings import Config
+from utils.run import arrays
 
 
 class Memory(NamedTuple):
@@ -34,13 +34,15 @@ class Memory(NamedTuple):
 class Agent:
     """The weights of a run's best evaluation, its environment and its configuration.
 
+    `sets` change numbers of the run, each "section.key=value".
+
     Raises: ValueError, one line, for a folder that holds no run, no weights, or other weights."""
 
-    def __init__(self, run):
+    def __init__(self, run, sets=()):
         run = Path(run)
         if not (run / "config.yaml").is_file():
             raise ValueError(f"{run}: holds no run (no config.yaml)")
-        self.config = configuration.load(run / "config.yaml", Config)
+        self.config = configuration.load(run / "config.yaml", Config, sets=sets)
         self.env = gymnax_wrappers.configured(self.config.run)
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
@@ -48,7 +50,7 @@ class Agent:
             raise ValueError(f"{path}: is not there yet: it comes with the first checkpoint "
                              "after an evaluation")
         try:
-            self.params = weights.unflatten(shapes, weights.load(path))
+            self.params = arrays.unflatten(shapes, arrays.load(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 

@@ -28,11 +28,13 @@ from jax.experimental.compilation_cache import compilation_cache
 import dreamer
 import gymnax_wrappers
 import jaxmodels_nnx
-from utils import cli, plots, runs, weights, xla
-from utils import config as configuration
-from utils.machine import machine
-from utils.parallel import divided
-from utils.settings import Config, rounds_per_chunk, updates_per_steps
+from utils.core import cli, xla
+from utils.core import config as configuration
+from utils.core.devices import divided
+from utils.core.machine import machine
+from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
+from utils.run import files
+from utils.study import charts, runs
 
 RESULTS, POINT, PICTURE, FIGURES = "bench.json", "point.json", "scaling.png", "scaling.json"
 UNIT = 2 * 2048**3  # floating-point operations
@@ -106,9 +108,9 @@ def main(argv=None):
         return 128 + signal.SIGINT
     report = {"machine": machine() | {"device": jax.devices()[0].device_kind}, "points": found}
     if flags.scaling:
-        plots.scaling(flags.results / PICTURE, _panels(found))
+        charts.scaling(flags.results / PICTURE, _panels(found))
     name = FIGURES if flags.scaling else RESULTS if points[:1] == POINTS[:1] else POINT
-    weights.replace(flags.results / name, (json.dumps(report, indent=1) + "\n").encode())
+    files.replace(flags.results / name, (json.dumps(report, indent=1) + "\n").encode())
     print(f"written      {flags.results / name}")
     return 0
 
@@ -151,7 +153,7 @@ def _config(point):
 
 
 def _panels(found):
-    """What plots.scaling draws: the update's cost, or that of a step of all environments."""
+    """What charts.scaling draws: the update's cost, or that of a step of all environments."""
     panels, points = {}, iter(found)
     for flag, values in VARIED.items():
         some = [next(points) for _ in values]

@@ -1,6 +1,6 @@
-"""One update, looked into: every quantity in the order of the computation, losses, gradients.
+"""Prints one update: every quantity in the order of the computation, losses, gradients.
 
-    python dreamer.py --explain
+    python -m utils.explain --env CartPole-v1
 
 A tiny batch of real experience, and an agent that has made a few updates, so that no head is zero
 any more. Stands on top of dreamer.py: the quantities are what its functions give when they are
@@ -9,6 +9,8 @@ that of its `train_step`.
 """
 
 import dataclasses
+import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from flax import nnx
 
 import dreamer
 import gymnax_wrappers
-from utils import replay
+from utils.core import cli, replay
 
 ENVS, ROWS = 4, 48  # environments, and the rows that each of them plays
 BATCH, LENGTH = 3, 5  # B and T
@@ -116,12 +118,24 @@ class Looked(NamedTuple):
     slopes: dict
 
 
-def show(config):
-    """Print one update of the agent that a configuration asks for.
+def main(argv=None):
+    """The command -> exit status: 0, or 2 for a mistake of the user's"""
+    try:
+        config = _config(argv)
+        env = gymnax_wrappers.configured(config.run)
+        print(report(explain(config, env), config, env))
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.explain")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
 
-    Raises: ValueError, one line, for an environment that cannot be learned from."""
-    env, config = gymnax_wrappers.configured(config.run), tiny(config)
-    print(report(explain(config, env), config, env))
+
+def _config(argv):
+    parser = cli.Parser("python -m utils.explain", description=__doc__.splitlines()[0],
+                        allow_abbrev=False)
+    cli.add_config_flags(parser)
+    return tiny(cli.resolve(parser.parse_args(argv)))
 
 
 def tiny(config):
@@ -340,3 +354,7 @@ def _words(name):
 def _number(value):
     """Three digits; a bar where nothing at all is."""
     return "-" if value == 0.0 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

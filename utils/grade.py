@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from utils import cli, equations, handout, weights
-from utils.config import ConfigError, nearest
+from utils import handout
+from utils.core import cli
+from utils.core.config import ConfigError, nearest
+from utils.course import catalogue
+from utils.run import files
 
 RESULTS = "results.json"
 LONGEST = 200  # characters of what a test says
@@ -50,7 +53,7 @@ class Ran(NamedTuple):
 class Grade(NamedTuple):
     """A task, the points that it earned, and what failed, a line each."""
 
-    task: equations.Function
+    task: catalogue.Function
     points: float
     failed: list
 
@@ -59,7 +62,7 @@ def main(argv=None):
     """The command -> exit status: 0 for whatever was graded, 2 for a wrong flag, 130 if stopped"""
     try:
         flags = _flags(argv)
-        tasks = handout.chosen(flags, equations.functions())
+        tasks = handout.chosen(flags, catalogue.functions())
         if not tasks:
             raise ConfigError(f"--week {flags.week}: has no task to be run, it is marked by hand")
         _check(flags.submission)
@@ -77,7 +80,7 @@ def main(argv=None):
             rest = [Grade(task, 0.0, ["not reached"]) for task in tasks[len(grades):]]
             text = json.dumps(gradescope(grades + rest, time.monotonic() - began), indent=1,
                               ensure_ascii=False)
-            weights.replace(flags.results / RESULTS, (text + "\n").encode())
+            files.replace(flags.results / RESULTS, (text + "\n").encode())
         most = sum(task.points for task in tasks)
         print(_row("total", sum(one.points for one in grades), most, []))
     except OSError as error:
@@ -101,31 +104,31 @@ def _check(folder):
 
 def _missing(submission):
     """Why a folder holds no submitted file, "" where it holds one."""
-    file = submission / equations.TASKS
+    file = submission / catalogue.TASKS
     if file.is_symlink():
-        return f"{equations.TASKS} is a link, expected a file"
+        return f"{catalogue.TASKS} is a link, expected a file"
     if file.is_dir():
-        return f"{equations.TASKS} is a folder, expected a file"
+        return f"{catalogue.TASKS} is a folder, expected a file"
     if file.is_file():
         return ""
     deeper = sorted(path.relative_to(submission).as_posix()
-                    for path in submission.rglob(equations.TASKS))
-    return f"{equations.TASKS} is missing{f', but {deeper[0]} is there' if deeper else ''}"
+                    for path in submission.rglob(catalogue.TASKS))
+    return f"{catalogue.TASKS} is missing{f', but {deeper[0]} is there' if deeper else ''}"
 
 
 def grade(submission, tasks, limit):
     """Yields the Grade of each task, whose tests may take `limit` seconds."""
-    held, wrong = equations.tests(equations.functions()), []
+    held, wrong = catalogue.tests(catalogue.functions()), []
     with tempfile.TemporaryDirectory() as folder:
         whole, fault = Path(folder) / "whole", _missing(submission)
         handout.copy_project(whole)
-        (whole / equations.TASKS).unlink()  # the solution
+        (whole / catalogue.TASKS).unlink()  # the solution
         if not fault:
-            shutil.copyfile(submission / equations.TASKS, whole / equations.TASKS)
+            shutil.copyfile(submission / catalogue.TASKS, whole / catalogue.TASKS)
             everything = {test.path for test in held}
             fault = run(whole, ["--collect-only", *sorted(everything)], limit).fault()
         for task in tasks:
-            tests = equations.of(task, held)
+            tests = catalogue.of(task, held)
             files = sorted({test.path for test in tests})
             ran = Ran([], fault) if fault else run(whole, ["-m", task.marker, *files], limit)
             found = judged(task, tests, ran, wrong)
@@ -186,8 +189,8 @@ def _said(problem):
     if text in ("collection failure", "internal error"):
         lines = (problem.text or text).splitlines()
         text = lines[-1].removeprefix("E ")  # how pytest marks it
-        if places := re.findall(rf'{re.escape(equations.TASKS)}(?:", line |:)(\d+)', problem.text):
-            text += f" ({equations.TASKS}, line {places[-1]})"
+        if places := re.findall(rf'{re.escape(catalogue.TASKS)}(?:", line |:)(\d+)', problem.text):
+            text += f" ({catalogue.TASKS}, line {places[-1]})"
     line = " ".join(text.split()) or "failed"
     return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
 
@@ -206,7 +209,7 @@ def judged(task, tests, ran, wrong):
         elif not cases:
             failed.append(f"{test.sentence}: did not run")
     points = round(task.points * (1 - len(failed) / len(tests)), 2)
-    needs = equations.below(task, wrong)
+    needs = catalogue.below(task, wrong)
     if failed and needs:
         failed.append(f"builds on what has failed above: {', '.join(needs)}")
     return Grade(task, points, failed)
@@ -236,7 +239,7 @@ def _flags(argv):
     parser = cli.Parser("python -m utils.grade", description=__doc__.splitlines()[0],
                         allow_abbrev=False)
     parser.add_argument("submission", metavar="DIR", type=Path,
-                        help=f"folder of a submission; all that counts in it is {equations.TASKS}")
+                        help=f"folder of a submission; all that counts in it is {catalogue.TASKS}")
     handout.add_flags(parser)
     parser.add_argument("--limit", metavar="SECONDS", type=float, default=60.0,
                         help="for the tests of one task (default: 60)")

@@ -13,24 +13,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-from utils import cli, equations
-from utils.config import ConfigError, nearest
+from utils.core import cli
+from utils.core.config import ConfigError, nearest
+from utils.course import catalogue
 
 FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
-         "requirements.txt", "pytest.ini", "README.md", "LICENSE", ".gitignore", "docs", "utils")
-TEACHERS = ("equations.py", "handout.py", "grade.py", "weeks.yaml")  # of utils/
+         "requirements.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "docs",
+         "utils")
+TEACHERS = ("equations.py", "handout.py", "grade.py", "mistakes.py", "course")  # of utils/
 TELLING = "mistakes.md"  # of docs/: it shows the lines that are changed
 # {file: tasks that it goes through again}: its place is taken where one of them is to be written.
 RETELLING = {
     "utils/explain.py": {"world_losses", "advantages", "dream_losses", "replay_critic_loss",
                          "agent_losses"},
-    "utils/rollouts.py": {"observe", "play"},
+    "utils/pictures/rollouts.py": {"observe", "play"},
 }
 LEFT_OUT = '''"""Left out of this copy: it goes through what is to be written in dreamer.py."""
 
 import sys
 
-print(f"{__name__}: left out of this copy, it tells what is to be written", file=sys.stderr)
+print(f"{__spec__.name}: left out of this copy, it tells what is to be written", file=sys.stderr)
 sys.exit(2)
 '''
 PAGES = ("README.md", "docs/reading.md")
@@ -38,14 +40,14 @@ FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL) 
 ASSIGNMENT = "ASSIGNMENT.md"
 
 
-WEEKS = equations.weeks()
+WEEKS = catalogue.weeks()
 
 
 def main(argv=None):
     """The command: write the copy -> exit status, 2 where the flags or the folder will not do"""
     try:
         flags = _flags(argv)
-        known = equations.functions()
+        known = catalogue.functions()
         tasks = chosen(flags, known)
         # of --week the later ones too: a solution told is no task any more
         blank = tasks if flags.week is None else [
@@ -86,7 +88,7 @@ def _empty(folder):
 
     Raises: ConfigError."""
     path = folder.resolve()
-    if path.is_relative_to(equations.ROOT):
+    if path.is_relative_to(catalogue.ROOT):
         raise ConfigError(f"--out: {folder}: expected a folder outside of the project")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out: {folder}: expected a folder, found a file")
@@ -103,7 +105,7 @@ def write(out, tasks, blank, week):
         copy_project(copy)
         for path in {task.path for task in blank}:
             text = (copy / path).read_text(encoding="utf-8")
-            text = equations.blanked(text, [task for task in blank if task.path == path])
+            text = catalogue.blanked(text, [task for task in blank if task.path == path])
             (copy / path).write_text(text, encoding="utf-8")
         for path, retold in RETELLING.items():
             if retold & {task.name for task in blank}:
@@ -111,8 +113,8 @@ def write(out, tasks, blank, week):
         for path in PAGES:
             text = (copy / path).read_text(encoding="utf-8")
             text = re.sub(r"\n{3,}", "\n\n", FOR_TEACHERS.sub("", text))
-            (copy / path).write_text(equations.linked(text, copy), encoding="utf-8")
-        text = assignment(tasks, equations.functions(copy), week)
+            (copy / path).write_text(catalogue.linked(text, copy), encoding="utf-8")
+        text = assignment(tasks, catalogue.functions(copy), week)
         (copy / ASSIGNMENT).write_text(text, encoding="utf-8")
         if out.exists():
             out.rmdir()
@@ -121,8 +123,8 @@ def write(out, tasks, blank, week):
 
 def copy_project(out):
     """What students get, solutions included: of the tests, the files that name functions."""
-    root, known = equations.ROOT, equations.functions()
-    named = {Path(test.path).name for test in equations.tests(known)} | {"conftest.py"}
+    root, known = catalogue.ROOT, catalogue.functions()
+    named = {Path(test.path).name for test in catalogue.tests(known)} | {"conftest.py"}
     others = {path.name for path in (root / "tests").glob("*.py")} - named
     out.mkdir()
     for name in FILES:
@@ -140,7 +142,7 @@ def copy_project(out):
 def assignment(tasks, copied, week):
     """The text of ASSIGNMENT.md; `copied` are the functions as they stand in the copy."""
     weeks = [week] if week else sorted({task.week for task in tasks})
-    held = equations.tests(equations.functions())
+    held = catalogue.tests(catalogue.functions())
     parts = ["# Assignment", _how_to(tasks, week)] if tasks else ["# Assignment"]
     for week in weeks:
         about = WEEKS[week]
@@ -155,7 +157,7 @@ def assignment(tasks, copied, week):
 def _how_to(tasks, week):
     """What is to be done with any task, and how to check it."""
     weeks = sorted({task.week for task in tasks})
-    whole = len(tasks) == sum(one.week in weeks for one in equations.functions().values())
+    whole = len(tasks) == sum(one.week in weeks for one in catalogue.functions().values())
     marks = " or ".join([f"week{one}" for one in weeks] if whole else
                         [f"({task.marker})" for task in tasks])
     points = sum(task.points for task in tasks)
@@ -181,9 +183,9 @@ is the property that it holds. Hand in `dreamer.py`: it is graded by these tests
 def _task(task, line, tasks, held):
     """One function: what it is, where it stands, what it builds on, how it is checked."""
     number = f"Eq. {task.number}, " if task.number else ""
-    needs = [f"`{name}`" for name in equations.below(task, tasks)]
+    needs = [f"`{name}`" for name in catalogue.below(task, tasks)]
     first = f" Builds on {', '.join(needs)}." if needs else ""
-    sentences = "\n".join(f"* {test.sentence}" for test in equations.of(task, held))
+    sentences = "\n".join(f"* {test.sentence}" for test in catalogue.of(task, held))
     return f"""\
 ### `{task.name}`: {number}{task.points} {"point" if task.points == 1 else "points"}
 

@@ -15,16 +15,18 @@ from typing import NamedTuple
 import numpy as np
 
 from gymnax_wrappers import SOLVED
-from utils import config as configuration
-from utils import cli, dream_film, figures, observations, page, plots, studies, weights
 from utils.agent import Agent
-from utils.captions import CAPTIONS
-from utils.checkpoint import Checkpoints
-from utils.logger import METRICS, SCORES
-from utils.settings import Config
+from utils.core import cli
+from utils.core import config as configuration
+from utils.core.settings import Config
+from utils.pictures import figures, imagined_film, observations, page, studies
+from utils.pictures.page import CAPTIONS
+from utils.run import curves, files
+from utils.run.checkpoint import Checkpoints
+from utils.run.logger import METRICS, SCORES
 
 FOLDER, PAGE = "report", "report.html"
-DREAMS = ("open-loop", "imagined", "heads", "latents")  # what needs a world model, but no policy
+WORLD_MODEL = ("open-loop", "imagined", "heads", "latents")  # figures that need no policy
 
 
 class Made(NamedTuple):
@@ -42,27 +44,19 @@ def main(argv=None):
         return 0
     if len(argv) != 1 or argv[0].startswith("-"):
         return _complain(ValueError("expected the folder of a run: python -m utils.report RUN"))
-    return _attempt(argv[0], tuple(CAPTIONS))
-
-
-def dreams(run):
-    """The figures of a world model that no policy was learned in: -> exit status"""
-    return _attempt(run, DREAMS)
-
-
-def _attempt(run, names):
     try:
-        return write(run, names)
+        return write(argv[0])
     except (ValueError, OSError) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
-def write(run, names):
+def write(run, names=None):
     """Make the figures of these names and the page: -> exit status
 
-    It is 2 where there is no agent to ask: then the learning curves are drawn all the same.
+    By default these are all figures, or those of the world model where no policy was trained. The
+    status is 2 where there is no agent to ask: then only the learning curves are drawn.
 
     Raises: ValueError, one line, for a folder that holds no run; OSError."""
     run, status, material, why = Path(run), 0, None, ""
@@ -75,6 +69,8 @@ def write(run, names):
         agent = Agent(run)
     except ValueError as error:
         agent, why, status = None, str(error), _complain(error)
+    alone = agent and not config.learning.beta_actor
+    names = names or (WORLD_MODEL if alone else tuple(CAPTIONS))
     if agent and set(names) - {"learning"}:
         material = studies.gather(agent)
     sections = []
@@ -84,7 +80,7 @@ def write(run, names):
     _forget_others(folder, sections)
     title = f"{config.run.env}, seed {config.run.seed}"
     text = page.write(title, _facts(run, config), sections)
-    weights.replace(folder / PAGE, text.encode())
+    files.replace(folder / PAGE, text.encode())
     print(f"report       {folder / PAGE}")
     return status
 
@@ -118,7 +114,7 @@ def _complain(error):
 def _facts(run, config):
     metrics = _rows(run / METRICS)
     steps = f"{metrics[-1]['step']:,} environment steps so far" if metrics else "nothing logged yet"
-    scores = plots.series(metrics, "charts/score_return")[1]
+    scores = curves.series(metrics, "charts/score_return")[1]
     score = f", score {scores[-1]:.4g}" if scores else ""
     return (f"{run.resolve().name}: {steps}{score}. Fresh episodes of the kept weights; half of "
             f"the environments begin each with up to {studies.rollouts.RANDOM_ACTIONS} random "
@@ -126,7 +122,7 @@ def _facts(run, config):
 
 
 def _rows(path):
-    return plots.rows(path) if path.is_file() else []
+    return curves.rows(path) if path.is_file() else []
 
 
 # ------------------------------------------------------------------------------------------------
@@ -141,7 +137,7 @@ def _learning(run, folder, config):
     path = folder / "learning.png"
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
                                config=config, solved=SOLVED.get(config.run.env)))
-    means = plots.series(metrics, "charts/eval_return")[1]
+    means = curves.series(metrics, "charts/eval_return")[1]
     return Made((path,), f"{len(scores)} training episodes"
                 + (f"; evaluations from {means[0]:.4g} to {means[-1]:.4g}, at best "
                    f"{max(means):.4g}." if means else "."))
@@ -175,9 +171,9 @@ def _open_loop_images(env, found, paths):
                                    curves=found.curves))
     texts = [f"seen, step {t + 1}" if t < found.context else f"dreamed, step {t + 1}"
              for t in range(len(dreamed))]
-    strips = [[observations.enlarged(picture, dream_film.SIDE) for picture in part]
+    strips = [[observations.enlarged(picture, imagined_film.SIDE) for picture in part]
               for part in pictures]
-    dream_film.side_by_side(paths[1], ("true", "dreamed", "error"), texts, strips)
+    imagined_film.side_by_side(paths[1], ("true", "dreamed", "error"), texts, strips)
 
 
 def _count(number, word):
@@ -220,7 +216,7 @@ def _dream(_, folder, material):
     found, env, path = studies.episode(material), material.agent.env, folder / "dream.gif"
     frames = [[observations.scene(env, x[min(t, len(x) - 1)]) for t in found.times]
               for x in (found.real, found.dreamed)]
-    dream_film.episode(path, env.name, frames, found.curves)
+    imagined_film.episode(path, env.name, frames, found.curves)
     return Made((path,), f"{len(found.real) - 1} real steps, {len(found.dreamed) - 1} dreamed.")
 
 

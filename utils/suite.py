@@ -2,7 +2,7 @@
 
     python -m utils.suite --env Catch-bsuite --seeds 3
 
-How runs are made, and each only once: utils/runs.py.
+How runs are made, and each only once: utils/study/runs.py.
 """
 
 import sys
@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import gymnax_wrappers
-from utils import cli, plots, runs
-from utils import config as configuration
-from utils.references import REFERENCES
+from utils.core import cli
+from utils.core import config as configuration
+from utils.core.references import REFERENCES
+from utils.study import charts, runs
 
 RESULTS, PICTURE = "results.json", "results.png"
 LEVELS = 1  # of the results: environment
@@ -56,7 +57,7 @@ def _known(flags, run):
 def _keep(flags, run, result):
     """Put a run into the results, in the place of an older one of its seed, and draw them."""
     runs.update(flags.results / RESULTS, partial(_with, flags, run.config, result), partial(
-        plots.suite, flags.results / PICTURE,
+        charts.suite, flags.results / PICTURE,
         references={name: one.score for name, one in REFERENCES.items()}))
 
 

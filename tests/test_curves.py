@@ -1,0 +1,114 @@
+"""The pictures hold the numbers they were given, and an empty run makes one without a warning."""
+
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from utils.run import curves
+
+pytestmark = pytest.mark.filterwarnings("error")
+STEPS = np.arange(10, 110, 10)
+
+
+@pytest.fixture
+def figures():
+    """The figures that a test saves, in order; they are still written."""
+    drawn, save = [], Figure.savefig
+    write = lambda figure, path, format: (drawn.append(figure), save(figure, path, format=format))
+    with mock.patch.object(Figure, "savefig", write):
+        yield drawn
+
+
+def _lines_of(ax):
+    return {line.get_label(): line for line in ax.lines}
+
+
+def _is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
+
+
+def test_the_running_mean_is_over_the_last_values_and_never_over_later_ones():
+    np.testing.assert_allclose(curves.running_mean([1.0, 3.0, 5.0, 7.0], 2), [1.0, 2.0, 4.0, 6.0])
+    np.testing.assert_allclose(curves.running_mean([4.0, 2.0], 20), [4.0, 3.0])
+
+
+def test_the_mean_of_seeds_covers_only_the_steps_that_all_seeds_have():
+    lines = [(0, [0, 10, 20], [0.0, 10.0, 20.0]), (1, [5, 15], [1.0, 3.0])]
+    steps, mean, _ = curves.mean_curve(lines)
+    np.testing.assert_array_equal(steps, [5, 10, 15])
+    np.testing.assert_allclose(mean, [3.0, 6.0, 9.0])
+
+
+@pytest.mark.parametrize("values, half", [
+    ([7.0], 0.0),
+    ([1.0, 3.0], 12.706),  # Student's t of one degree of freedom × √2 / √2
+    ([1.0, 2.0, 3.0, 4.0, 5.0], 2.776 * (2.5 / 5) ** 0.5),
+    ([0.0, 2.0] * 50, 1.96 * (100 / 99) ** 0.5 / 10),
+])
+def test_the_interval_of_the_mean_of_seeds_is_students(values, half):
+    lines = [(seed, [0, 1], [value, value]) for seed, value in enumerate(values)]
+    np.testing.assert_allclose(curves.mean_curve(lines)[2], half, rtol=1e-6)
+
+
+def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
+    returns, means, halves = STEPS * 2.0, STEPS * 3.0, np.full(10, 7.0)
+    losses = {"actor": (STEPS, -STEPS / 7), "critic": (STEPS, 1000.0 / STEPS**2)}
+    path = tmp_path / "curve.png"
+    curves.learning_curve(path, "Catch", (STEPS, returns), (STEPS, means, halves), losses, 250)
+    top, actor, critic = figures[0].axes
+    lines = _lines_of(top)
+    np.testing.assert_array_equal(lines["training episode"].get_ydata(), returns)
+    np.testing.assert_allclose(lines["mean of 20 episodes"].get_ydata()[-1], returns.mean())
+    np.testing.assert_array_equal(lines["evaluation, 95% interval"].get_ydata(), means)
+    assert set(lines["solved: 250"].get_ydata()) == {250}
+    band = top.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (30 - 7, 300 + 7)
+    np.testing.assert_array_equal(actor.lines[0].get_ydata(), -STEPS / 7)
+    assert (actor.get_title(), actor.get_yscale()) == ("actor", "linear")
+    assert (critic.get_title(), critic.get_yscale()) == ("critic", "log")
+    assert top.get_xlim() == actor.get_xlim() == critic.get_xlim()
+    assert figures[0].get_supxlabel() == "environment steps" and top.get_ylabel()
+    assert _is_png(path)
+
+
+def test_a_line_for_solved_is_drawn_only_where_it_is_given(tmp_path, figures):
+    curves.learning_curve(tmp_path / "a.png", "Catch", (STEPS, STEPS), ([], [], []), {})
+    assert sorted(_lines_of(figures[0].axes[0])) == ["mean of 20 episodes", "training episode"]
+
+
+@pytest.mark.parametrize("solved", [None, 475])
+def test_a_run_without_a_finished_episode_still_makes_a_picture(tmp_path, figures, solved):
+    path = tmp_path / "empty.png"
+    losses = {"actor": ([], []), "critic": ([5], [1.0])}
+    curves.learning_curve(path, "Catch", ([], []), ([], [], []), losses, solved)
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["no episode has finished yet"]
+    assert _is_png(path)
+
+
+@pytest.mark.parametrize("solved", [None, 475])
+def test_no_seeds_still_make_a_picture(tmp_path, figures, solved):
+    curves.seeds_curve(tmp_path / "a.png", "Catch", [(0, [], [])], solved)
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["no evaluation yet"]
+
+
+def test_ten_seeds_look_different_from_each_other_and_their_mean_stands_out(tmp_path, figures):
+    lines = [(seed, STEPS, STEPS + seed) for seed in range(10)]
+    curves.seeds_curve(tmp_path / "seeds.png", "Catch", lines, 50)
+    lines = _lines_of(figures[0].axes[0])
+    seeds = [lines[f"seed {seed}"] for seed in range(10)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in seeds}) == 10
+    np.testing.assert_allclose(lines["mean of 10"].get_ydata(), STEPS + 4.5)
+    assert lines["mean of 10"].get_linewidth() > 2 * seeds[0].get_linewidth()
+    legend = {text.get_text() for text in figures[0].axes[0].get_legend().get_texts()}
+    assert legend == {*lines, "95% interval"} and "solved: 50" in legend
+    assert _is_png(tmp_path / "seeds.png")
+
+
+def test_importing_the_plots_does_not_import_matplotlib():
+    code = "import sys, utils.run.curves; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)

@@ -1,0 +1,1 @@
+"""What dreamer.py stands on: numbers, command line, replay, devices, the user's environments."""

@@ -1,0 +1,252 @@
+"""The command line of dreamer.py, and what the other commands share with it."""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.core import config as configuration
+from utils.core.config import ConfigError
+from utils.core.settings import MAY_CHANGE, Config
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
+WORLD_MODEL = "world_model"  # the preset of --world-model-only
+# Flags of older versions, and the commands that took their place.
+REPLACED = {"--eval": "python -m utils.evaluate RUN", "--watch": "python -m utils.watch RUN",
+            "--explain": "python -m utils.explain"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the user asked dreamer.py to do: start a new run, or resume the one in the folder `run`.
+
+    `list_envs` asks for the table of environments instead."""
+
+    config: Config | None
+    seeds: int = 1  # agents trained side by side
+    logdir: str | None = None
+    run: str | None = None
+    list_envs: bool = False
+
+
+def parse(argv=None):
+    """The Command in a command line.
+
+    `--help` and `--print-config` print and leave with status 0.
+
+    Raises: ConfigError."""
+    parser = _parser()
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(_unknown(unknown[0], parser))
+    if flags.list_envs:
+        return Command(None, list_envs=True)
+    if flags.resume is not None:
+        _check_resume(flags)
+    if flags.world_model_only and (flags.resume or flags.seeds):
+        other = "resume" if flags.resume else "seeds"
+        raise ConfigError(f"--world-model-only: cannot be used with --{other}")
+    config = _config(flags)
+    if flags.help:
+        print(parser.format_help() + "\n" + _table(config))
+        sys.exit(0)
+    if flags.print_config:
+        print(configuration.dump(config), end="")
+        sys.exit(0)
+    return Command(config, _seeds(flags, config), flags.logdir, flags.resume)
+
+
+def _unknown(flag, parser):
+    """What to say of a flag that is not there; some were replaced by commands."""
+    name = flag.partition("=")[0]
+    if name in REPLACED:
+        return f"{name}: is a command of its own now: {REPLACED[name]}"
+    names = [name for action in parser._actions for name in action.option_strings]
+    return f"{flag}: unknown flag{configuration.nearest(flag, names)}"
+
+
+def _check_resume(flags):
+    """Is --resume the folder of a run, and alone with flags that may change it? ConfigError."""
+    if flags.logdir:
+        raise ConfigError("--logdir: --resume stays in the folder of the run")
+    for name in ("preset", "seeds"):
+        if getattr(flags, name):
+            raise ConfigError(f"--{name}: cannot be used with --resume")
+    check_run(flags.resume, "--resume: ")
+
+
+def check_run(folder, where=""):
+    """Does this folder hold a run?
+
+    Raises: ConfigError, which begins with `where`."""
+    run = Path(folder)
+    if not folder or run.is_file():
+        raise ConfigError(f"{where}expected the folder of a run, found {str(folder)!r}")
+    if not run.is_dir():
+        raise ConfigError(f"{where}{folder}: no such folder"
+                          + configuration.nearest(run.name, _runs_in(run.parent)))
+    if not (run / "config.yaml").is_file():
+        inside = ", ".join(_runs_in(run))
+        raise ConfigError(f"{where}{folder}: holds no run (no config.yaml)"
+                          + (f"; those inside it: {inside}" if inside else ""))
+
+
+def _runs_in(folder):
+    return sorted(path.parent.name for path in Path(folder).glob("*/config.yaml"))
+
+
+def _config(flags):
+    """The numbers that the flags of dreamer.py ask for, checked against those of a resumed run."""
+    saved = Path(flags.resume) / "config.yaml" if flags.resume else None
+    sets = [f"run.{key}={value}" for key, value in (
+        ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes)) if value is not None]
+    presets = [WORLD_MODEL] if flags.world_model_only else []
+    config = resolve(flags, flags.config or saved, presets, sets)
+    if flags.world_model_only:
+        _check_world_model_only(config.learning)
+    if saved:
+        configuration.load(saved, Config)  # if it is broken, this says so
+        check_unchanged(config, saved.read_text(encoding="utf-8"), flags.resume)
+    return config
+
+
+def resolve(flags, path=None, presets=(), sets=()):
+    """The Config that the flags of `add_config_flags` ask for.
+
+    The block of the environment, where the file has one, comes before the presets of the flags;
+    `presets` and `sets` come after them.
+
+    Raises: ConfigError."""
+    path = path or flags.config or _default_config()
+    named = (("env", flags.env), ("seed", flags.seed), ("steps", flags.steps))
+    sets = [*flags.set, *(f"run.{key}={value}" for key, value in named if value is not None), *sets,
+            *(_env_param(text) for text in flags.env_param)]
+    presets = [*flags.preset, *presets]
+    config = configuration.load(path, Config, presets, sets)
+    if config.run.env in configuration.presets(path):
+        config = configuration.load(path, Config, [config.run.env, *presets], sets)
+    return config
+
+
+def _check_world_model_only(learning):
+    """Is a policy learned all the same? ConfigError."""
+    for key in ("beta_actor", "beta_critic", "beta_replay"):
+        if scale := getattr(learning, key):
+            raise ConfigError(f"--world-model-only: expected learning.{key} 0, found {scale:g}")
+
+
+def _env_param(text):
+    """--env-param key=value as --set has it."""
+    key, equals, value = text.partition("=")
+    if not (key.strip().isidentifier() and equals and value.strip()):
+        raise ConfigError(f"--env-param: expected key=value, found {text!r}")
+    return f"run.env_params.{key.strip()}={value}"
+
+
+def _seeds(flags, config):
+    """The number of agents that --seeds asks for."""
+    if flags.seeds is None:
+        return 1
+    most = 2**32 - config.run.seed
+    if not flags.seeds.isascii() or not flags.seeds.isdigit() or not 1 <= int(flags.seeds) <= most:
+        raise ConfigError(
+            f"--seeds: expected a whole number from 1 to {most}, found {flags.seeds!r}")
+    return int(flags.seeds)
+
+
+def check_unchanged(config, text, run):
+    """Is `config` that of the run, dumped as `text`, but for what may change on --resume?
+
+    Raises: ConfigError naming the keys that differ."""
+    changed = [name for name in configuration.differences(config, text) if name not in MAY_CHANGE]
+    if changed:
+        raise ConfigError(f"--resume: {run}: was made with another {', '.join(changed)}; "
+                          f"only {', '.join(MAY_CHANGE)} may change")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in the flags in one line, without the usage in front of it."""
+
+    def error(self, message):
+        """Called by argparse. Raises: ConfigError."""
+        raise ConfigError(message)
+
+
+def complain(error, program="dreamer.py"):
+    """Print a ValueError or an OSError as one line -> exit status 2"""
+    print(f"{program}: {reason(error)}", file=sys.stderr)
+    return 2
+
+
+def reason(error, folder=None):
+    """One line for an error; for an OSError its file (or else the folder) and what is wrong."""
+    if not isinstance(error, OSError):
+        return str(error)
+    place = error.filename or folder
+    said = (error.strerror or str(error)).lower()
+    return f"{place}: {said}" if place else said
+
+
+def add_config_flags(parser):
+    """The flags from which `resolve` makes a Config."""
+    parser.add_argument("--config", metavar="FILE",
+                        help="YAML file with every number (default: dreamer.yaml)")
+    parser.add_argument("--env", metavar="ID", help="Gymnax environment, or your own "
+                        "package.module:factory (run.env)")
+    parser.add_argument("--env-param", metavar="KEY=VALUE", action="append", default=[],
+                        help="change a parameter of the environment (run.env_params); may repeat")
+    parser.add_argument("--seed", metavar="N", help="seed of all randomness (run.seed)")
+    parser.add_argument("--steps", metavar="N", help="environment steps (run.steps)")
+    parser.add_argument("--preset", metavar="NAME", action="append", default=[],
+                        help="overlay a named block of the file; may be repeated, the last wins")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[],
+                        help="change one number; may be repeated, wins over presets")
+
+
+def _parser():
+    parser = Parser("dreamer.py", description="DreamerV3 on Gymnax environments.", add_help=False,
+                    allow_abbrev=False)
+    add_config_flags(parser)
+    parser.add_argument("--list-envs", action="store_true",
+                        help="print the environments of Gymnax and their reference scores")
+    parser.add_argument("--seeds", metavar="N",
+                        help="train N agents side by side, from run.seed on (default: 1)")
+    parser.add_argument("--logdir", metavar="DIR",
+                        help="folder of the run (default: runs/<env>-<seed>-<time>)")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
+    parser.add_argument("--save-replay", metavar="BOOL", choices=("true", "false"),
+                        help="false: small checkpoints, without the replay (run.save_replay)")
+    parser.add_argument("--episodes", metavar="N",
+                        help="episodes of an evaluation (run.eval_episodes)")
+    parser.add_argument("--world-model-only", action="store_true",
+                        help="train the world model alone, without actor and critic")
+    parser.add_argument("--print-config", action="store_true",
+                        help="print the resolved configuration and leave")
+    parser.add_argument("-h", "--help", action="store_true",
+                        help="print this, with every hyperparameter, and leave")
+    return parser
+
+
+def _default_config():
+    """dreamer.yaml of the current folder, else the one beside dreamer.py."""
+    return "dreamer.yaml" if Path("dreamer.yaml").exists() else DEFAULT_CONFIG
+
+
+def _table(config):
+    """Every hyperparameter: name, value, the paper's value, meaning."""
+    paper = configuration.read(DEFAULT_CONFIG)["presets"]["paper"]
+    lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
+    for section, key, meaning, value in configuration.rows(config):
+        shown = paper.get(section, {}).get(key, "-")
+        lines.append(f"{section + '.' + key:32}{_show(value):>16}{_show(shown):>16}  {meaning}")
+    return "\n".join(lines)
+
+
+def _show(value):
+    if isinstance(value, (tuple, list)):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_show(entry)}" for name, entry in value.items()) or "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

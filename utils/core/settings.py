@@ -1,0 +1,199 @@
+"""The schema of dreamer.yaml: what each hyperparameter means and which values are possible.
+
+The numbers are in dreamer.yaml and nowhere else; a test holds its comments against these meanings.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from utils.core.config import setting
+
+# What may change when a run is resumed.
+MAY_CHANGE = ("run.steps", "run.save_every", "run.save_replay", "run.compile_cache",
+              "log.tensorboard", "log.wandb")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is run, for how long, and how often it is looked at."""
+
+    env: str = setting("Gymnax environment id, or your own package.module:factory")
+    env_params: dict = setting("parameters of the environment that are other than its own")
+    observation: str = setting("how x is read", choices=("auto", "vector", "image"))
+    seed: int = setting("seed of all randomness", low=0, below=2**32)
+    steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
+    envs: int = setting("E: environments stepped side by side", low=1)
+    devices: int = setting("devices that share environments and batches, at most", low=1)
+    prefill: int = setting("environment steps before the first update", low=1)
+    train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4)
+    chunk: int = setting("most environment steps per compiled call and line of metrics", low=1)
+    eval_every: int = setting("environment steps between evaluations", low=1)
+    eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
+    eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
+    save_every: int = setting("environment steps between checkpoints", low=1)
+    save_replay: bool = setting("whether a checkpoint holds the replay: large, but resumes exactly")
+    compile_cache: bool = setting("whether compiled programs are kept on disk for the next start")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes of the networks."""
+
+    deter: int = setting("D: width of the recurrent state h", low=1)
+    hidden: int = setting("width of the layers in the RSSM", low=1)
+    latents: int = setting("S: number of categorical latents", low=1)
+    classes: int = setting("K: classes of each latent", low=1, high=256)
+    blocks: int = setting("G: blocks of the recurrent matrices", low=1)
+    units: int = setting("width of the other MLPs", low=1)
+    depth: int = setting("channels of a convolution per unit of its multiplier", low=1)
+    multipliers: tuple[int, ...] = setting("multiplier of each convolution, one per halving")
+    kernel: int = setting("side of the convolution kernels, pixels", low=1)
+    seed_pixels: int = setting("smallest side that an image is halved to, pixels", low=1)
+    encoder_layers: int = setting("hidden layers of the vector encoder", low=1)
+    decoder_layers: int = setting("hidden layers of the vector decoder", low=1)
+    prior_layers: int = setting("hidden layers of the prior", low=1)
+    posterior_layers: int = setting("hidden layers of the posterior", low=1)
+    reward_layers: int = setting("hidden layers of the reward head", low=1)
+    continue_layers: int = setting("hidden layers of the continue head", low=1)
+    actor_layers: int = setting("hidden layers of the actor", low=1)
+    critic_layers: int = setting("hidden layers of the critic", low=1)
+    bins: int = setting("V: bins of the two-hot heads, odd", low=3)
+    unimix: float = setting("share of the uniform in prior and posterior", low=0, high=1)
+    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
+    actor_scale: float = setting("scale of the actor's initial output weights", low=0)
+    min_std: float = setting("least standard deviation of continuous actions", above=0)
+    max_std: float = setting("largest standard deviation of continuous actions", above=0)
+    std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
+    compute_dtype: str = setting("type of what matrix products multiply",
+                                 choices=("float32", "bfloat16"))
+
+    @property
+    def z_size(self):
+        """S·K, the width of z laid flat."""
+        return self.latents * self.classes
+
+    @property
+    def s_size(self):
+        """F = D + S·K, the width of the features."""
+        return self.deter + self.z_size
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What is stored and drawn."""
+
+    capacity: int = setting("rows stored, over all environments", low=1)
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: trained rows per sequence", low=1)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Scales and constants of the losses."""
+
+    beta_pred: float = setting("β_pred: scale of the prediction loss", low=0)
+    beta_dyn: float = setting("β_dyn: scale of the dynamics loss", low=0)
+    beta_rep: float = setting("β_rep: scale of the representation loss", low=0)
+    beta_actor: float = setting("scale of the actor loss", low=0)
+    beta_critic: float = setting("β_val: scale of the critic loss on dreams", low=0)
+    beta_replay: float = setting("β_repval: scale of the critic loss on replayed rows", low=0)
+    free_bits: float = setting("nats below which the KL is not pushed", low=0)
+    imagination: int = setting("H: steps of a dream", low=1)
+    horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
+    lambda_: float = setting("λ of the λ-return", low=0, high=1)
+    eta: float = setting("η: scale of the actor's entropy bonus", low=0)
+    slow_rate: float = setting("share of the slow critic renewed per update", low=0, high=1)
+    slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
+    return_rate: float = setting("share of the return range renewed per update", low=0, high=1)
+    return_limit: float = setting("L: least divisor of the advantages", above=0)
+    return_low: float = setting("lower percentile of the return range", low=0, high=100)
+    return_high: float = setting("upper percentile of the return range", low=0, high=100)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AGC and LaProp."""
+
+    lr: float = setting("peak learning rate", above=0)
+    warmup: int = setting("updates until the learning rate has risen to lr", low=0)
+    lr_final: float = setting("share of lr that is left at the end of the run", low=0, high=1)
+    agc: float = setting("gradient norm allowed, as a share of the weight norm", above=0)
+    agc_floor: float = setting("least weight norm that AGC reckons with", above=0)
+    rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
+    momentum: float = setting("decay of the momentum", low=0, below=1)
+    eps: float = setting("ε beside the root mean square", above=0)
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = setting("whether to write event files too (needs tensorboardX)")
+    wandb: str = setting("project at Weights & Biases, empty for none (needs wandb)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number that the program uses, one field per section of the YAML file."""
+
+    run: Run
+    model: Model
+    replay: Replay
+    learning: Learning
+    optimizer: Optimizer
+    log: Log
+
+    def __post_init__(self):
+        """Checks that take two numbers to make; the rest is checked field by field."""
+        run, model, replay = self.run, self.model, self.replay
+        rows = replay.length + 1
+        checks = (
+            (model.deter % model.blocks == 0,
+             f"model.deter: expected a multiple of model.blocks = {model.blocks}, "
+             f"found {model.deter}"),
+            (model.bins % 2 == 1, f"model.bins: expected an odd number, found {model.bins}"),
+            (model.min_std <= model.max_std,
+             f"model.max_std: expected at least model.min_std = {model.min_std}, "
+             f"found {model.max_std}"),
+            (replay.capacity // run.envs >= rows,
+             f"replay.capacity: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} rows, found {replay.capacity}"),
+            (run.prefill // run.envs >= rows,
+             f"run.prefill: expected at least run.envs × (replay.length + 1) = "
+             f"{run.envs * rows} steps, found {run.prefill}"),
+            (replay.capacity >= replay.batch * replay.length,
+             f"replay.capacity: expected at least one batch = "
+             f"{replay.batch * replay.length} rows, found {replay.capacity}"),
+            (run.steps > run.prefill,
+             f"run.steps: expected more than run.prefill = {run.prefill}, found {run.steps}"),
+            (self.learning.return_low < self.learning.return_high,
+             f"learning.return_high: expected more than learning.return_low = "
+             f"{self.learning.return_low}, found {self.learning.return_high}"),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise ValueError(message)
+
+
+def updates_per_steps(config):
+    """(U, k): the smallest whole numbers with U updates per k steps of all environments
+
+    Train ratio = replayed rows per environment step = U · B · T / (k · E). Instead of (1, 1) it is
+    (2, 2): XLA takes both loops of one step apart, and then copies columns of the replay."""
+    rows = config.replay.batch * config.replay.length
+    ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
+    times = 2 if ratio == 1 else 1
+    return ratio.numerator * times, ratio.denominator * times
+
+
+def reseeded(config, seed):
+    """The same configuration with another seed."""
+    return replace(config, run=replace(config.run, seed=seed))
+
+
+def rounds_per_chunk(config):
+    """Rounds of (U, k) in one compiled chunk: all chunks have one size, so that one is compiled."""
+    steps, (_, k) = config.run.steps - config.run.prefill, updates_per_steps(config)
+    chunks = max(1, math.ceil(steps / config.run.chunk))
+    return max(1, math.ceil(steps / (chunks * k * config.run.envs)))

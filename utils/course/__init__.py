@@ -1,0 +1,1 @@
+"""The course: which function is which equation and task."""

@@ -1,0 +1,94 @@
+"""Scores a trained agent over fresh episodes.
+
+    python -m utils.evaluate RUN --episodes 100
+
+prints mean, spread and length, and appends them to RUN/evaluations.jsonl. The weights are those of
+the run's best evaluation; actions are sampled, as in training.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import dreamer
+from utils.agent import Agent
+from utils.core import cli
+
+EVALUATIONS = "evaluations.jsonl"
+STREAM = 2  # of the seed's random numbers: training uses 0 and 1
+
+
+def main(argv=None):
+    """The command -> exit status: 0, or 2 for a mistake of the user's"""
+    try:
+        flags = _flags(argv)
+        score(load(flags, eval_episodes=flags.episodes), Path(flags.run))
+    except (ValueError, OSError) as error:
+        return cli.complain(error, "utils.evaluate")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def parser(name, description):
+    """The flags that every command on one run takes: RUN, --seed and --limit."""
+    made = cli.Parser(f"python -m {name}", description=description, allow_abbrev=False)
+    made.add_argument("run", metavar="RUN", help="the folder of a run")
+    made.add_argument("--seed", metavar="N", help="seed of the episodes (default: the run's)")
+    made.add_argument("--limit", metavar="N",
+                      help="steps after which an episode is cut (default: run.eval_limit)")
+    return made
+
+
+def load(flags, **others):
+    """The Agent of the run that the flags name, with their numbers in place of the run's.
+
+    Raises: ValueError, one line."""
+    cli.check_run(flags.run)
+    changes = {"seed": flags.seed, "eval_limit": flags.limit} | others
+    return Agent(flags.run, [f"run.{key}={value}" for key, value in changes.items()
+                             if value is not None])
+
+
+def episode_key(config):
+    """The random key of the episodes that these commands play."""
+    return jax.random.fold_in(jax.random.key(config.run.seed), STREAM)
+
+
+def score(agent, folder):
+    """Evaluate an agent, print the result and append it to evaluations.jsonl in a folder."""
+    run = agent.config.run
+    found = dreamer.evaluate(agent.program, agent.params, episode_key(agent.config))
+    returns, lengths = (np.asarray(part, float) for part in jax.device_get(found))
+    row = {
+        "episodes": len(returns), "limit": run.eval_limit, "seed": run.seed,
+        "mean": float(np.mean(returns)),
+        "deviation": float(np.std(returns)),
+        "interval": float(1.96 * np.std(returns) / len(returns) ** 0.5),
+        "least": float(np.min(returns)), "most": float(np.max(returns)),
+        "length": float(np.mean(lengths)),
+    }
+    print(f"score        {row['mean']:.2f} ± {row['interval']:.2f} (95%) over {row['episodes']} "
+          f"episodes of {agent.env.name}\n"
+          f"spread       standard deviation {row['deviation']:.2f}, "
+          f"{row['least']:.2f} to {row['most']:.2f}\n"
+          f"length       {row['length']:.1f} actions on average")
+    with open(folder / EVALUATIONS, "a", encoding="utf-8") as file:
+        file.write(json.dumps({name: value if isinstance(value, int) else round(value, 6)
+                               for name, value in row.items()}) + "\n")
+    print(f"written      {folder / EVALUATIONS}")
+
+
+def _flags(argv):
+    made = parser("utils.evaluate", __doc__.splitlines()[0])
+    made.add_argument("--episodes", metavar="N",
+                      help="how many episodes (default: run.eval_episodes)")
+    return made.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Films, drawings and figures, and what these ask of a trained agent."""

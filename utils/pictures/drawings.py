@@ -1,0 +1,355 @@
+"""What a person would see of an environment: one moment of it as a picture.
+
+The agent is blue wherever it has a body, a goal green. Lengths are true to the environment's own
+numbers unless a comment says otherwise. An environment that is not in `DRAWERS` is drawn as the
+agent sees it: bars, or the image itself.
+"""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.run.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+
+SIZE = 360  # pixels on each side
+FINE = 3  # everything is drawn so many times larger and then reduced: smooth edges
+INK, WINE, YELLOW = "#222222", "#882255", "#F0E442"
+PAPER, GROUND, PALE, WALL, WATER = "#FFFFFF", "#ECEBE6", "#D0D0D0", "#59626B", "#CFE6F5"
+MARKS = (-10, -1, 0, 1, 10)  # guide lines behind the bars of a vector
+
+# What MinAtar's channels hold, in their order, and their colours.
+MINATAR = {
+    "Asterix-MinAtar": {"player": BLUE, "enemy": VERMILION, "trail": PALE, "gold": ORANGE},
+    "Breakout-MinAtar": {"paddle": BLUE, "ball": VERMILION, "trail": PALE, "brick": ORANGE},
+    "Freeway-MinAtar": {"chicken": BLUE, "car": INK, "slowest": VERMILION, "slow": PURPLE,
+                        "middling": ORANGE, "fast": GREEN, "fastest": SKY},
+    "Seaquest-MinAtar": {
+        "submarine": BLUE, "its back": SKY, "its bullet": GREEN, "trail": PALE,
+        "enemy bullet": PURPLE, "fish": VERMILION, "enemy submarine": INK, "oxygen": WINE,
+        "divers aboard": YELLOW, "diver": ORANGE},
+    "SpaceInvaders-MinAtar": {"cannon": BLUE, "alien": INK, "moving left": ORANGE,
+                              "moving right": PURPLE, "own bullet": SKY, "bullet": VERMILION},
+}
+
+
+def draw(env, state, x):
+    """A picture of one moment of an environment.
+
+    `env` is an Environment of gymnax_wrappers, `state` Gymnax's own state of it (numpy leaves).
+
+    Shapes: x [X] or [H, W, C], as the agent sees it -> uint8 [SIZE, SIZE, 3].
+    Source: angles have the signs of Gym's own pictures, positive to the right for CartPole's pole
+    and counter-clockwise elsewhere; the mountain is Gym's sin(3x) · 0.45 + 0.55."""
+    canvas = DRAWERS.get(env.name, _seen)(env, state, np.asarray(x))
+    return np.asarray(canvas.image.reduce(FINE))
+
+
+def draw_seen(env, x):
+    """A picture of the observation itself: x [X] or [H, W, C] -> uint8 [SIZE, SIZE, 3]"""
+    return np.asarray(_seen(env, None, np.asarray(x)).image.reduce(FINE))
+
+
+class _Canvas:
+    """A square window of the world, from `centre` - `reach` to `centre` + `reach`; y points up.
+
+    Widths of lines are in pixels of the finished picture, all else is in the world's units."""
+
+    def __init__(self, centre, reach):
+        self.reach, self.scale = reach, SIZE * FINE / (2 * reach)
+        self.corner = np.array(centre) + (-reach, reach)
+        self.image = Image.new("RGB", (SIZE * FINE, SIZE * FINE), PAPER)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def line(self, points, colour, width):
+        """Joins points [N, 2]; its ends are round."""
+        pixels = self._pixels(points)
+        self.pen.line(pixels, colour, FINE * width, joint="curve")
+        for point in (points[0], points[-1]):
+            self.disc(point, FINE * width / 2 / self.scale, colour)
+
+    def polygon(self, points, colour):
+        """Fills the polygon of points [N, 2]."""
+        self.pen.polygon(self._pixels(points), colour)
+
+    def box(self, centre, half, colour):
+        """Fills centre ± half, both (x, y)."""
+        low, high = np.subtract(centre, half), np.add(centre, half)
+        (left, bottom), (right, top) = self._pixels([low, high])
+        self.pen.rectangle((left, top, right - 1, bottom - 1), colour)
+
+    def disc(self, centre, radius, colour):
+        """Fills a circle."""
+        x, y = self._pixels([centre])[0]
+        self.pen.circle((x, y), radius * self.scale, colour)
+
+    def text(self, at, words):
+        """Writes words, their left end in the middle of their height at `at`."""
+        font = ImageFont.load_default(14 * FINE)
+        self.pen.text(self._pixels([at])[0], words, GREY, font, anchor="lm")
+
+    def _pixels(self, points):
+        pixels = (np.asarray(points, float) - self.corner) * (self.scale, -self.scale)
+        return [tuple(pixel) for pixel in pixels.round().tolist()]
+
+
+def _turned(points, angle):
+    """Points [N, 2], counter-clockwise around the origin."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.asarray(points) @ np.array([[cos, sin], [-sin, cos]])
+
+
+# ------------------------------------------------------------------------------------------------
+# Carts, rods and cars
+# ------------------------------------------------------------------------------------------------
+
+
+def _cartpole(env, state, x):
+    edge, lean = env.params.x_threshold, env.params.theta_threshold_radians
+    length = 4 * env.params.length  # twice the pole's length, so that a degree shows
+    canvas, hinge = _Canvas((0, 1), 1.15 * edge), np.array([state.x, 0.2])
+    canvas.line([(-edge, -0.25), (edge, -0.25)], GREY, 3)
+    for side in (-edge, edge):
+        canvas.line([(side, -0.45), (side, -0.05)], VERMILION, 5)
+    for angle in (-lean, lean):
+        canvas.line([hinge, hinge + _turned([(0, length)], -angle)[0]], PALE, 2)
+    canvas.box((state.x, 0), (0.4, 0.2), BLUE)
+    for wheel in (-0.22, 0.22):
+        canvas.disc((state.x + wheel, -0.17), 0.1, INK)
+    canvas.line([hinge, hinge + _turned([(0, length)], -state.theta)[0]], ORANGE, 9)
+    canvas.disc(hinge, 0.06, INK)
+    return canvas
+
+
+def _pendulum(env, state, x):
+    length, torque = env.params.l, np.squeeze(state.last_u) / env.params.max_torque
+    canvas, tip = _Canvas((0, 0), 1.3 * length), _turned([(0, length)], state.theta)[0]
+    canvas.line([(0, 0), (0, length)], PALE, 2)
+    canvas.line([(0, 0), tip], BLUE, 14)
+    canvas.disc(tip, 0.1 * length, BLUE)
+    canvas.disc((0, 0), 0.05 * length, INK)
+    if abs(torque) > 0.02:  # an arc in the direction of the torque, as long as it is strong
+        turns = torque * np.linspace(0, 1.5 * np.pi, 40)
+        arc = 0.3 * length * np.stack([np.sin(-turns), np.cos(turns)], 1)
+        head = [(0, 0.07), (0, -0.07), (-0.14 * np.sign(torque), 0)]
+        canvas.line(arc, ORANGE, 4)
+        canvas.polygon(arc[-1] + length * _turned(head, turns[-1]), ORANGE)
+    return canvas
+
+
+def _acrobot(env, state, x):
+    first, second = env.params.link_length_1, env.params.link_length_2
+    canvas = _Canvas((0, 0), 1.15 * (first + second))
+    elbow = _turned([(0, -first)], state.joint_angle1)[0]
+    tip = elbow + _turned([(0, -second)], state.joint_angle1 + state.joint_angle2)[0]
+    # the dynamics ask for a height of 1, whatever the links' lengths
+    canvas.line([(-2, 1), (2, 1)], GREEN, 3)
+    canvas.line([(0, 0), elbow], BLUE, 14)
+    canvas.line([elbow, tip], SKY, 14)
+    for joint in ((0, 0), elbow):
+        canvas.disc(joint, 0.07, INK)
+    canvas.disc(tip, 0.09, ORANGE)
+    return canvas
+
+
+def _hill(x):
+    return 0.45 * np.sin(3 * x) + 0.55
+
+
+def _mountain_car(env, state, x):
+    low, high, goal = (getattr(env.params, name) for name in
+                       ("min_position", "max_position", "goal_position"))
+    canvas, xs = _Canvas(((low + high) / 2, 0.5), 0.53 * (high - low)), np.linspace(low, high, 80)
+    ridge = np.stack([xs, _hill(xs)], 1)
+    canvas.polygon([(low, -1), *ridge, (high, -1)], GROUND)
+    canvas.line(ridge, GREY, 3)
+    foot, car = np.array([goal, _hill(goal)]), np.array([state.position, _hill(state.position)])
+    canvas.line([foot, foot + (0, 0.3)], INK, 3)
+    canvas.polygon(foot + [(0, 0.3), (0, 0.18), (-0.16, 0.24)], GREEN)
+    slope = np.arctan(1.35 * np.cos(3 * state.position))
+    body = [(-0.11, 0.03), (0.11, 0.03), (0.11, 0.08), (0.05, 0.13), (-0.06, 0.13), (-0.11, 0.08)]
+    canvas.polygon(car + _turned(body, slope), BLUE)
+    for wheel in _turned([(-0.06, 0.035), (0.06, 0.035)], slope):
+        canvas.disc(car + wheel, 0.035, INK)
+    return canvas
+
+
+# ------------------------------------------------------------------------------------------------
+# Boards of cells: (row, column) from the top left
+# ------------------------------------------------------------------------------------------------
+
+
+class _Board(_Canvas):
+    """Cells [R, C], one unit each, with a thin gap between them."""
+
+    def __init__(self, colours):
+        rows, columns = len(colours), len(colours[0])
+        super().__init__(((columns - 1) / 2, (1 - rows) / 2), 0.52 * max(rows, columns))
+        for row, line in enumerate(colours):
+            for column, colour in enumerate(line):
+                self.cell((row, column), colour)
+
+    def cell(self, place, colour, share=1.0):
+        """Fills the middle of a cell, `share` of its sides."""
+        half = 0.48 * share
+        self.box((place[1], -place[0]), (half, half), colour)
+
+    def piece(self, place, colour):
+        """A disc in the middle of a cell."""
+        self.disc((place[1], -place[0]), 0.36, colour)
+
+
+def _minatar(env, state, x):
+    cells, colours = x.reshape(10, 10, -1) > 0, list(MINATAR[env.name].values())
+    board = _Board([[GROUND] * 10] * 10)
+    for place in np.argwhere(cells.any(-1)):
+        # where channels meet, the first is innermost, the others frame it: none is hidden
+        channels = np.flatnonzero(cells[tuple(place)])[::-1]
+        for depth, channel in enumerate(channels):
+            board.cell(place, colours[channel], 1 - depth / len(channels))
+    return board
+
+
+def _maze(env, state, x):
+    board = _Board(np.where(env.env.env_map, GROUND, WALL))
+    board.cell(state.goal, GREEN)
+    board.piece(state.pos, BLUE)
+    return board
+
+
+def _frozen_lake(env, state, x):
+    tiles = np.array([GROUND, WATER, INK, GREEN])  # start, ice, hole, goal
+    board = _Board(tiles[np.asarray(env.env.desc)])
+    board.piece(divmod(int(state.position), env.env.ncol), BLUE)
+    return board
+
+
+def _catch(env, state, x):
+    board = _Board([[GROUND] * env.env.columns] * env.env.rows)
+    board.cell((state.paddle_y, state.paddle_x), BLUE)
+    board.piece((state.ball_y, state.ball_x), ORANGE)
+    return board
+
+
+def _deep_sea(env, state, x):
+    size = env.env.size
+    row, column = np.indices((size, size))  # only what lies on and below the diagonal is reached
+    water = np.where(column <= row, WATER, GROUND)
+    # one row more: on the sea bed, below the last decision, the dive ends
+    board = _Board(np.concatenate([water, [[WALL] * size]]))
+    board.cell((size - 1, size - 1), GREEN)
+    board.piece((state.row, state.column), BLUE)
+    return board
+
+
+def _pong(env, state, x):
+    rows, columns, half = env.env.height, env.env.width, env.env.paddle_half_height
+    canvas = _Canvas((columns / 2, -rows / 2), 0.52 * columns)
+    canvas.box((columns / 2, -rows / 2), (columns / 2, rows / 2), GROUND)
+    canvas.line([(columns / 2, 0), (columns / 2, -rows)], PALE, 2)
+    for column, row, colour in zip((0, columns - 1), state.paddle_centers, (BLUE, GREY)):
+        canvas.box((column + 0.5, -np.floor(row) - 0.5), (0.5, half + 0.5), colour)
+    for place, colour in ((state.last_ball_position, PALE), (state.ball_position, VERMILION)):
+        row, column = np.clip(np.floor(place), 0, (rows - 1, columns - 1))
+        canvas.disc((column + 0.5, -row - 0.5), 0.7, colour)
+    return canvas
+
+
+# ------------------------------------------------------------------------------------------------
+# Points in a plane
+# ------------------------------------------------------------------------------------------------
+
+
+def _plane(points, reach):
+    """A window around the origin, `reach` at least and wide enough for all points [N, 2]."""
+    reach = max(reach, 1.1 * np.abs(points).max())
+    canvas = _Canvas((0, 0), reach)
+    canvas.line([(-reach, 0), (reach, 0)], PALE, 1)
+    canvas.line([(0, -reach), (0, reach)], PALE, 1)
+    return canvas
+
+
+def _point_robot(env, state, x):
+    canvas, angles = _plane([state.pos], 1.4), np.linspace(0, np.pi, 60)
+    arc = env.params.circle_radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    canvas.line(arc, PALE, 3)
+    canvas.disc(state.goal, env.params.goal_radius, GREEN)
+    canvas.disc(state.pos, 0.05 * canvas.reach, BLUE)
+    return canvas
+
+
+def _reacher(env, state, x):
+    # Gymnax adds up cosines of the angles themselves: each is measured from the x axis
+    links = np.stack([np.cos(state.angles), np.sin(state.angles)], 1)
+    joints = np.concatenate([np.zeros((1, 2)), np.cumsum(links, 0)])
+    canvas = _plane([state.goal_xy], 1.15 * len(links))
+    canvas.disc(state.goal_xy, 0.2, GREEN)
+    for start, end, colour in zip(joints[:-1], joints[1:], (BLUE, SKY) * len(links)):
+        canvas.line([start, end], colour, 12)
+    for joint in joints[:-1]:
+        canvas.disc(joint, 0.07, INK)
+    canvas.disc(joints[-1], 0.09, ORANGE)
+    return canvas
+
+
+def _swimmer(env, state, x):
+    canvas = _plane([state.xy], 1.25)
+    canvas.disc(state.goal_xy, 0.1, GREEN)
+    spikes = [radius * np.array([np.cos(angle), np.sin(angle)]) for radius, angle in
+              zip((0.12, 0.05) * 8, np.arange(16) * np.pi / 8)]
+    for urchin in state.urchin_xys:
+        canvas.polygon(urchin + spikes, VERMILION)
+    canvas.disc(state.xy, 0.05 * canvas.reach, BLUE)
+    return canvas
+
+
+# ------------------------------------------------------------------------------------------------
+# All others: the observation itself
+# ------------------------------------------------------------------------------------------------
+
+
+def _seen(env, state, x):
+    return _photograph(x) if env.is_image else _bars(x)
+
+
+def _photograph(x):
+    """An image with three channels has its colours; of any other number, their mean in grey."""
+    canvas = _Canvas((0, 0), 1)
+    image = Image.fromarray(x if x.shape[-1] == 3 else x.mean(-1).astype(np.uint8))
+    zoom = canvas.image.width / max(image.size)
+    size = [round(zoom * side) for side in image.size]
+    place = [(canvas.image.width - side) // 2 for side in size]
+    canvas.image.paste(image.resize(size, Image.Resampling.NEAREST), tuple(place))
+    return canvas
+
+
+def _bars(x):
+    """A bar for each entry; far from 0 the axis is squeezed, so that every number has its place."""
+    canvas, width = _Canvas((0, 0), 1.05), 1.6 / len(x)
+    for mark in MARKS:
+        canvas.line([(-0.75, _squeeze(mark)), (0.9, _squeeze(mark))], PALE, 2 if mark else 3)
+        canvas.text((-1, _squeeze(mark)), f"{mark:g}")
+    for index, height in enumerate(_squeeze(x)):
+        centre = -0.7 + (index + 0.5) * width, height / 2
+        canvas.box(centre, (0.4 * width, max(abs(height) / 2, 0.005)), BLUE)
+    return canvas
+
+
+def _squeeze(x):
+    return x / (1 + np.abs(x))
+
+
+DRAWERS = {
+    "CartPole-v1": _cartpole,
+    "Pendulum-v1": _pendulum,
+    "Acrobot-v1": _acrobot,
+    "MountainCar-v0": _mountain_car,
+    "MountainCarContinuous-v0": _mountain_car,
+    "FourRooms-misc": _maze,
+    "MetaMaze-misc": _maze,
+    "FrozenLake-misc": _frozen_lake,
+    "Catch-bsuite": _catch,
+    "DeepSea-bsuite": _deep_sea,
+    "Pong-misc": _pong,
+    "PointRobot-misc": _point_robot,
+    "Reacher-misc": _reacher,
+    "Swimmer-misc": _swimmer,
+} | dict.fromkeys(MINATAR, _minatar)

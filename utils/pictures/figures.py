@@ -1,0 +1,324 @@
+"""The still figures of a report, drawn from arrays.
+
+Each function draws on an empty figure; `save` makes it, in the one style and as wide as a page that
+a phone can show, and writes it. matplotlib is imported where it is used.
+"""
+
+import io
+import math
+
+import numpy as np
+
+from utils.run import files
+from utils.run.curves import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    SEED_COLOURS,
+    STYLE,
+    VERMILION,
+    draw_returns,
+    last_step,
+    scale_loss,
+    scale_steps,
+    series,
+)
+
+WIDTH = 6.4  # inches
+BAND = (10, 90)  # percentiles of the dreams
+PANELS = 16  # entries of a vector, at most
+STRIP, STRIPS = 6, 2  # pictures side by side, and strips below each other
+DOTS = 3000  # of a scatter, at most
+INK = "#222222"
+LOSSES = ("prediction", "decoder", "reward", "continue", "dynamics", "representation", "critic",
+          "replay_critic", "actor")
+# Which number of dreamer.yaml scales a loss: one that is not trained says nothing.
+SCALES = {"actor": "beta_actor", "critic": "beta_critic", "replay_critic": "beta_replay"}
+LOOKS = {  # of the curves of an error, by what is judged
+    "dream": {"color": VERMILION, "lw": 2.5},
+    "no change": {"color": BLUE, "ls": "--", "lw": 2},
+    "the mean": {"color": GREY, "ls": ":", "lw": 2.5},
+    "other real episodes": {"color": GREEN, "lw": 7, "alpha": 0.35, "zorder": 1},
+}
+
+
+def save(path, draw):
+    """Write the PNG file of a figure that draw(figure) fills.
+
+    Raises: OSError where `path` cannot be written."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    data = io.BytesIO()
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
+        draw(figure)
+        figure.savefig(data, format="png", bbox_inches="tight", pad_inches=0.08)
+    files.replace(path, data.getvalue())
+
+
+def _grid(figure, heights, columns):
+    """Rows of these heights, inches."""
+    figure.set_figheight(sum(heights))
+    return figure.add_gridspec(len(heights), columns, height_ratios=heights)
+
+
+# ------------------------------------------------------------------------------------------------
+# 1. Learning
+# ------------------------------------------------------------------------------------------------
+
+
+def learning(figure, metrics, scores, config, solved):
+    """Returns and all that a run has logged of its learning, against environment steps.
+
+    `metrics` and `scores` are rows of metrics.jsonl and scores.jsonl."""
+    train = [row["step"] for row in scores], [row["return"] for row in scores]
+    steps, means = series(metrics, "charts/eval_return")
+    evaluations = steps, means, series(metrics, "charts/eval_interval")[1]
+    panels = _learning_panels(metrics, config.learning)
+    last = last_step([train[0], *(curve[0] for _, curves in panels for curve in curves)])
+    grid = _grid(figure, [3.4] + [1.9] * math.ceil(len(panels) / 2), 2)
+    top = figure.add_subplot(grid[0, :])
+    draw_returns(top, train, evaluations, solved)
+    if top.lines:
+        top.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    scale_steps(top, last, ticks=5)
+    for index, (title, curves) in enumerate(panels):
+        ax = figure.add_subplot(grid[1 + index // 2, index % 2])
+        for (at, values, label), look in zip(curves, (BLUE, VERMILION)):
+            ax.plot(at, values, "-" if look == BLUE else "--", lw=1.8, color=look, label=label)
+        scale_loss(ax, [value for _, values, _ in curves for value in values])
+        scale_steps(ax, last, ticks=3)
+        ax.set_title(title, fontsize="small", loc="left")
+        if len(curves) > 1:
+            ax.legend(fontsize="x-small", borderaxespad=0)
+    figure.supxlabel("environment steps", fontsize="medium")
+
+
+def _learning_panels(metrics, learning):
+    """[(title, [(steps, values, label), ...]), ...] of what was logged."""
+    logged = {name: series(metrics, name) for row in metrics for name in row}
+    untrained = {f"losses/{name}" for name, key in SCALES.items() if not getattr(learning, key)}
+    wanted = {f"{name} loss": {f"losses/{name}": ""} for name in LOSSES
+              if f"losses/{name}" not in untrained}
+    wanted["entropy of the latents, nats"] = {
+        "latents/prior_entropy": "prior", "latents/posterior_entropy": "posterior"}
+    if learning.beta_actor:
+        wanted["entropy of the policy, nats"] = {"actor/entropy": ""}
+        wanted["return range"] = {"actor/return_high": "high", "actor/return_low": "low"}
+    panels = [(title, [(*logged[name], label) for name, label in names.items() if name in logged])
+              for title, names in wanted.items()]
+    if "losses/dynamics" in logged and learning.free_bits:
+        steps, values = logged["losses/dynamics"]
+        ratio = [value / learning.free_bits for value in values]
+        panels.append(("dynamics loss / free bits", [(steps, ratio, "")]))
+    return [(title, curves) for title, curves in panels if curves]
+
+
+# ------------------------------------------------------------------------------------------------
+# 2, 3. Dreams against what happened
+# ------------------------------------------------------------------------------------------------
+
+
+def vectors(figure, names, context, true, dreams, curves):
+    """A panel for each entry of an observation: what happened, dreams and their band; the errors.
+
+    Shapes: true [W, X], of which the first `context` rows were seen; dreams [M, W - context, X];
+    curves {what is judged: [W - context]}."""
+    entries = np.sort(np.argsort(-true.std(0), kind="stable")[:PANELS])
+    rows, columns = math.ceil(len(entries) / 2), min(2, len(entries))
+    grid = _grid(figure, [2.4] * rows + [2.9], columns)
+    for index, entry in enumerate(entries):
+        ax = figure.add_subplot(grid[index // 2, index % 2])
+        _vector(ax, context, true[:, entry], dreams[..., entry])
+        ax.set_title(names[entry], fontsize="small", loc="left")
+        ax.set_xlabel("steps dreamed", fontsize="small")
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2,
+                     fontsize="small")
+    errors(figure.add_subplot(grid[-1, :]), "observation, 1 = always the mean", curves)
+
+
+def _vector(ax, context, true, dreams):
+    times, ahead = np.arange(len(true)) - context + 1, np.arange(1, dreams.shape[1] + 1)
+    ax.axvspan(times[0], 0, color=GREY, alpha=0.15, lw=0, label=f"{context} seen")
+    low, high = np.percentile(dreams, BAND, axis=0)
+    ax.fill_between(ahead, low, high, color=ORANGE, alpha=0.35, lw=0,
+                    label=f"{BAND[1] - BAND[0]}% of them")
+    for number, dream in enumerate(dreams):
+        ax.plot(ahead, dream, lw=0.7, alpha=0.7, color=VERMILION,
+                label="" if number else f"{len(dreams)} dreams")
+    ax.plot(times, true, lw=2.2, color=INK, label="what happened")
+    reach = max(np.ptp(true), 0.25 * (high.max() - low.min()), 1e-3)  # dreams may be far off
+    low, high = min(true.min(), low.min()), max(true.max(), high.max())
+    ax.set_ylim(max(low, true.min() - reach) - 0.1 * reach, min(high, true.max() + reach)
+                + 0.1 * reach)
+    ax.margins(x=0)
+
+
+def images(figure, context, pictures, curves):
+    """Strips of pictures: what happened, one dream, the error; below, the errors over time.
+
+    Shapes: pictures (true, dreamed, error), uint8 [W, H, W', 3] each; curves {name: [steps]}."""
+    count = len(pictures[0])
+    shown = np.unique(np.linspace(0, count - 1, min(count, STRIP * STRIPS)).round().astype(int))
+    strips = np.split(shown, range(STRIP, len(shown), STRIP))
+    height = 3 * 1.15 * pictures[0].shape[1] / max(pictures[0].shape[1:3]) + 0.4
+    figure.set_figheight(len(strips) * height + 2.9)
+    parts = figure.subfigures(len(strips) + 1, 1, height_ratios=[height] * len(strips) + [2.9])
+    for part, strip in zip(parts, strips):
+        axes = part.subplots(3, STRIP, squeeze=False)
+        for kind, name in enumerate(("true", "dreamed", "error")):
+            axes[kind, 0].set_ylabel(name, fontsize="small")
+            for ax, t in zip(axes[kind], strip):
+                ax.imshow(pictures[kind][t], interpolation="nearest")
+        for ax, t in zip(axes[0], strip):
+            ax.set_title("seen" if t < context else f"step {t - context + 1}", fontsize="small")
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            ax.set_visible(bool(ax.images))
+    errors(parts[-1].subplots(), "observation, 1 = always the mean", curves)
+
+
+def errors(ax, title, curves):
+    """Errors against the steps dreamed: {what is judged: [H]}."""
+    for name, values in curves.items():
+        steps = np.arange(1, len(values) + 1)
+        ax.plot(steps, values, label=name, marker="o" if len(values) < 3 else None, **LOOKS[name])
+    ax.set_title(f"error of the {title}", fontsize="small", loc="left")
+    ax.set(xlabel="steps dreamed", ylim=(0, None))
+    ax.locator_params("x", integer=True)
+    _legend_below(ax)
+
+
+def _legend_below(ax):
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
+              borderaxespad=0, handlelength=1.5, columnspacing=1)
+
+
+def imagined(figure, panels):
+    """Errors of observation, reward and continuation, below each other: {title: curves}."""
+    grid = _grid(figure, [2.6] * len(panels), 1)
+    for index, (title, curves) in enumerate(panels.items()):
+        errors(figure.add_subplot(grid[index, 0]), title, curves)
+
+
+# ------------------------------------------------------------------------------------------------
+# 4. Heads
+# ------------------------------------------------------------------------------------------------
+
+
+def heads(figure, heads):
+    """Predictions against what they were of, and how well the chance of going on is calibrated.
+
+    `heads` is a Heads of utils/pictures/studies.py."""
+    grid, chances = _grid(figure, [3.3, 3.3], 2), heads.chances
+    for index, (name, (true, predicted)) in enumerate(heads.pairs.items()):
+        ax = figure.add_subplot(grid[0, index])
+        _scatter(ax, true, predicted)
+        score = heads.scores[name]
+        words = f", correlation {score:.2f}" if math.isfinite(score) else ""
+        ax.set_title(name + words, fontsize="small", loc="left")
+    _calibration(figure.add_subplot(grid[1, 0]), heads.calibration)
+    ax, bins = figure.add_subplot(grid[1, 1]), np.linspace(0, 1, 21)
+    ax.hist(chances[0], bins, color=BLUE, alpha=0.6, label="it went on")
+    if len(chances[1]):
+        ax.hist(chances[1], bins, color=VERMILION, histtype="step", lw=2.5, label="it ended")
+    ax.set_yscale("log")
+    ax.set_title("rows by that chance", fontsize="small", loc="left")
+    ax.set(xlabel="predicted chance", ylabel="rows")
+    ax.legend(fontsize="x-small")
+
+
+def _scatter(ax, true, predicted):
+    chosen = np.linspace(0, len(true) - 1, min(len(true), DOTS)).astype(int)
+    true, predicted = true[chosen], predicted[chosen]
+    low, high = min(true.min(), predicted.min()), max(true.max(), predicted.max())
+    room = 0.05 * max(high - low, 1e-3)
+    ax.plot([low, high], [low, high], color=INK, ls="--", lw=1.5, label="perfect")
+    ax.plot(true, predicted, ".", ms=4, alpha=0.35, color=BLUE, rasterized=True)
+    ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room),
+           xlabel="what happened", ylabel="predicted")
+    ax.legend(fontsize="x-small", loc="upper left")
+
+
+def _calibration(ax, calibration):
+    ax.plot([0, 1], [0, 1], color=INK, ls="--", lw=1.5, label="perfect")
+    some = calibration.rows > 0
+    sizes = 15 + 25 * np.log10(calibration.rows[some])
+    ax.scatter(calibration.predicted[some], calibration.happened[some], sizes, color=VERMILION,
+               zorder=3, label="rows, by tenths")
+    ax.set_title("does the world go on?", fontsize="small", loc="left")
+    ax.set(xlabel="predicted chance", ylabel="share that went on",
+           xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+    ax.legend(fontsize="x-small", loc="upper left")
+
+
+# ------------------------------------------------------------------------------------------------
+# 5. Latents
+# ------------------------------------------------------------------------------------------------
+
+
+def latents(figure, planes, colours, usage):
+    """Posterior states in the plane, coloured by what they mean; how often each class is used.
+
+    Shapes: planes {axis words: [N, 2]}; colours {title: [N]}, of whole numbers for classes;
+    usage [S, K], and the number of classes [S] that each latent uses."""
+    grid = _grid(figure, [3.0] * 2 * len(planes) + [3.4], 2)
+    for which, (words, places) in enumerate(planes.items()):
+        for index, (title, values) in enumerate(colours.items()):
+            ax = figure.add_subplot(grid[2 * which + index // 2, index % 2])
+            dots = _dots(ax, places, values)
+            ax.set_title(title, fontsize="small", loc="left")
+            ax.set(xlabel=f"{words} 1", ylabel=f"{words} 2", xticks=[], yticks=[])
+            bar = figure.colorbar(dots, ax=ax, pad=0.02)
+            bar.ax.tick_params(labelsize="x-small")
+            if values.dtype.kind == "i":
+                bar.set_ticks(range(values.max() + 1))
+    _usage(figure, grid[-1, :], *usage)
+
+
+def _dots(ax, places, values):
+    from matplotlib.colors import ListedColormap
+
+    look = {"cmap": "viridis"}
+    if values.dtype.kind == "i":  # classes
+        count = values.max() + 1
+        colours = [SEED_COLOURS[n % len(SEED_COLOURS)] for n in range(count)]
+        look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": count - 0.5}
+    return ax.scatter(*places.T, 6, values, alpha=0.7, linewidths=0, rasterized=True, **look)
+
+
+def _usage(figure, place, shares, counts):
+    left, right = place.subgridspec(1, 2, width_ratios=[3, 1]).subplots(sharey=True)
+    order = np.sort(shares, -1)[:, ::-1]
+    picture = left.imshow(order, aspect="auto", cmap="viridis", vmin=0, vmax=1,
+                          interpolation="nearest")
+    left.grid(False)
+    left.set_title("share of each class of each latent", fontsize="small", loc="left")
+    left.set(xlabel="classes, the most used first", ylabel="latent", xticks=[])
+    figure.colorbar(picture, ax=left, pad=0.02)
+    right.barh(range(len(counts)), counts, color=BLUE)
+    right.set_title("classes in use", fontsize="small", loc="left")
+    right.set(xlabel=f"of {shares.shape[1]} classes", xlim=(0, shares.shape[1]))
+
+
+# ------------------------------------------------------------------------------------------------
+# 7. Robustness
+# ------------------------------------------------------------------------------------------------
+
+
+def robustness(figure, steps, panels):
+    """Numbers of several checkpoints against their environment steps: {title: {name: [N]}}."""
+    grid = _grid(figure, [2.9] * len(panels), 1)
+    for index, (title, curves) in enumerate(panels.items()):
+        ax = figure.add_subplot(grid[index, 0])
+        for (name, values), colour, marker in zip(curves.items(), SEED_COLOURS, "osD"):
+            look = LOOKS.get(name, {"color": colour, "lw": 2})
+            ax.plot(steps, values, marker=marker, ms=8, label=name, **look)
+        low, high = ax.get_ylim()
+        ax.set_title(title, fontsize="small", loc="left")
+        ax.set(xlabel="environment steps", ylim=(min(0, low), 1.05 * high),
+               xticks=steps, xticklabels=[f"{step:,}" for step in steps])
+        _legend_below(ax)

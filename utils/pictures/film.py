@@ -1,0 +1,163 @@
+"""A film of one episode, a GIF: at left the world, at right what the agent thought of it.
+
+The curves are drawn once, by matplotlib, which is imported where it is used; from frame to frame
+only the picture changes and a marker moves on.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from utils.run import files
+from utils.run.curves import BLUE, SEED_COLOURS, SEED_STYLES, STYLE, VERMILION
+
+HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture at their left is a square
+FRAMES = 250  # of longer episodes every n-th step is shown
+PACE, SLOW_PACE, LAST = 40, 200, 1500  # ms a frame: usual, at most, and the last one
+LENGTH = 4000  # ms that a film should last; short episodes are shown more slowly
+COLOURS = 255  # of the one palette of a film; the 256th marks what did not change
+CELLS = 32**3  # of the colours, 5 bits a channel
+LEGEND_ROWS = 6  # actions below each other
+SMALL = {"font.size": 15, "axes.titlesize": 15, "axes.titlepad": 4, "legend.fontsize": 13}
+
+
+class Episode(NamedTuple):
+    """The T rows of one episode (the time line of dreamer.py), as numpy arrays.
+
+    `policy` holds the probabilities of discrete actions; for continuous ones it holds the means,
+    and `actions` what was chosen."""
+
+    frames: Sequence  # pictures of the world at the rows `steps(T)`, uint8 [P, P, 3]
+    rewards: np.ndarray  # [T]
+    values: np.ndarray  # [T]
+    policy: np.ndarray  # [T, A]
+    actions: np.ndarray | None = None  # [T, A]
+
+
+def steps(length):
+    """The rows of an episode that are shown: every n-th, and always the last."""
+    return np.arange(length - 1, -1, -math.ceil(length / FRAMES))[::-1]
+
+
+def save(path, title, episode):
+    """Write the film of an `Episode` to `path`, which holds a whole film or is left as it was.
+
+    Raises: OSError where `path` cannot be written; ValueError where `frames` are not one for each
+    of `steps(T)`."""
+    draw = partial(_draw, episode=episode)
+    panels = draw_panels((WIDTH, HEIGHT), title, 3, len(episode.rewards), draw)
+    write(path, partial(_moments, panels, episode))
+
+
+def write(path, moments):
+    """Write the pictures [H, W, 3] that `moments()` yields as a GIF; it is called twice.
+
+    Raises: OSError where `path` cannot be written."""
+    table, palette = _palette(moments())
+    images = [Image.fromarray(table[_cells(moment)]) for moment in moments()]
+    for image in images:
+        image.putpalette(palette)
+    pace = min(max(PACE, 10 * round(LENGTH / len(images) / 10)), SLOW_PACE)
+    durations = [pace] * (len(images) - 1) + [LAST]
+    data = io.BytesIO()
+    images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    files.replace(path, data.getvalue())
+
+
+def _palette(moments):
+    """One palette for all frames: with one for each, colours would flicker and the file grow.
+
+    Colours that differ by less than 8 in each channel share a cell. The commonest cells get their
+    mean colour, so that flat areas keep theirs, and the others the nearest of these.
+
+    Shapes: moments [H, W, 3] each -> [CELLS] uint8, flat list of red, green, blue."""
+    sums = np.zeros((4, CELLS))
+    for moment in moments:
+        cells = _cells(moment).ravel()
+        channels = [None, *moment.reshape(-1, 3).T]
+        sums += [np.bincount(cells, channel, CELLS) for channel in channels]
+    used = np.flatnonzero(sums[0])
+    means = (sums[1:, used] / sums[0, used]).T
+    kept = means[np.argsort(-sums[0, used])[:COLOURS]]
+    table = np.zeros(CELLS, np.uint8)
+    table[used] = [np.abs(kept - mean).sum(1).argmin() for mean in means]
+    return table, kept.round().astype(int).ravel().tolist()
+
+
+def _cells(moment):
+    red, green, blue = np.moveaxis(moment.astype(np.int32) >> 3, -1, 0)
+    return red << 10 | green << 5 | blue
+
+
+class Panels(NamedTuple):
+    """Curves without their marker, and where it stands: columns [T], rows (top, bottom)."""
+
+    image: Image.Image
+    columns: np.ndarray
+    spans: list
+
+    def paste(self, image, corner, t):
+        """Put the panels into a picture, the marker at time t."""
+        image.paste(self.image, corner)
+        column, pen = corner[0] + self.columns[t], ImageDraw.Draw(image)
+        for top, bottom in self.spans:
+            pen.rectangle((column - 1, corner[1] + top, column, corner[1] + bottom), "black")
+
+
+def _moments(panels, episode):
+    """Yields each frame of the film: a picture beside the panels and their marker."""
+    image = Image.new("RGB", (HEIGHT + WIDTH, HEIGHT))
+    for t, frame in zip(steps(len(panels.columns)), episode.frames, strict=True):
+        image.paste(Image.fromarray(frame).resize((HEIGHT, HEIGHT)), (0, 0))
+        panels.paste(image, (HEIGHT, 0), t)
+        yield np.asarray(image)
+
+
+def draw_panels(size, title, count, length, draw):
+    """Draw curves over the steps of an episode, below each other, by draw(axes): -> Panels"""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(SMALL, STYLE):
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        figure.suptitle(title, fontsize="medium")
+        axes = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+        draw(axes)
+        canvas.draw()
+        times = np.arange(length)
+        places = axes[0].transData.transform(np.stack([times, 0 * times], 1))
+        boxes = [ax.get_window_extent() for ax in axes]
+    image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    spans = [(round(size[1] - box.y1), round(size[1] - box.y0)) for box in boxes]
+    return Panels(image.convert("RGB"), places[:, 0].round().astype(int), spans)
+
+
+def _draw(axes, episode):
+    reward, value, policy = axes
+    times = np.arange(len(episode.rewards))
+    reward.fill_between(times, episode.rewards, step="mid", color=BLUE, alpha=0.3, lw=0)
+    reward.plot(times, episode.rewards, lw=1.5, color=BLUE, drawstyle="steps-mid")
+    value.plot(times, episode.values, lw=2, color=VERMILION)
+    for index, means in enumerate(episode.policy.T):
+        turn, colour = divmod(index, len(SEED_COLOURS))
+        style, colour = SEED_STYLES[turn % len(SEED_STYLES)], SEED_COLOURS[colour]
+        policy.plot(times, means, style, lw=1.5, color=colour, label=f"{index}")
+        if episode.actions is not None:
+            policy.plot(times, episode.actions[:, index], ".", ms=3, color=colour)
+    title = "action entries: mean (line), chosen (dots)"
+    if episode.actions is None:
+        title = "probability of each action"
+        policy.set_ylim(-0.04, 1.04)
+    for ax, words in zip(axes, ("reward", "value estimate", title)):
+        ax.set_title(words, loc="left")
+    policy.legend(loc="center left", bbox_to_anchor=(1, 0.5), borderpad=0, labelspacing=0,
+                  handlelength=0.8, columnspacing=0.7,
+                  ncols=math.ceil(episode.policy.shape[1] / LEGEND_ROWS))
+    policy.set(xlabel="step of the episode", xlim=(0, max(1, len(times) - 1)))

@@ -1,0 +1,74 @@
+"""Films of dreams beside what happened, GIFs: an open loop in images, and a whole episode."""
+
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.pictures import film
+from utils.run.curves import GREY, VERMILION
+
+SIDE = 300  # pixels of a picture
+HEAD = 28  # of the words above it
+CURVES = 260  # height of the curves below
+
+
+def side_by_side(path, words, texts, strips):
+    """Write a film of pictures beside each other, with a word above each and a text below.
+
+    Shapes: a word for each strip; T texts; T pictures, uint8 [SIDE, SIDE, 3], in each strip."""
+    film.write(path, partial(_pictures, words, texts, strips))
+
+
+def _pictures(words, texts, strips):
+    image = _headed(words, HEAD)
+    pen = ImageDraw.Draw(image)
+    for t, text in enumerate(texts):
+        for column, strip in enumerate(strips):
+            image.paste(Image.fromarray(strip[t]), (column * SIDE, HEAD))
+        pen.rectangle((0, HEAD + SIDE, *image.size), "white")
+        pen.text((4, HEAD + SIDE + HEAD // 2), text, "black", _font(), anchor="lm")
+        yield np.asarray(image)
+
+
+def episode(path, title, frames, curves):
+    """Write the film of a real episode beside a dream, the curves of both below.
+
+    Shapes: frames (real, dreamed), lists of pictures at the rows film.steps(T); curves
+    {name: (real [T], dreamed [T])}, nan where an episode is over."""
+    length = len(next(iter(curves.values()))[0])
+    panels = film.draw_panels((2 * SIDE, CURVES), title, len(curves), length,
+                              partial(_draw, curves=curves, length=length))
+    film.write(path, partial(_episode, panels, frames))
+
+
+def _episode(panels, frames):
+    image = _headed(("real", "dreamed"), CURVES)
+    for t, *pictures in zip(film.steps(len(panels.columns)), *frames, strict=True):
+        for column, picture in enumerate(pictures):
+            shown = Image.fromarray(picture).resize((SIDE, SIDE))
+            image.paste(shown, (column * SIDE, HEAD))
+        panels.paste(image, (0, HEAD + SIDE), t)
+        yield np.asarray(image)
+
+
+def _headed(words, below):
+    """A white picture with words above each column."""
+    image = Image.new("RGB", (len(words) * SIDE, HEAD + SIDE + below), "white")
+    for column, word in enumerate(words):
+        ImageDraw.Draw(image).text(((column + 0.5) * SIDE, HEAD // 2), word, "black", _font(),
+                                   anchor="mm")
+    return image
+
+
+def _font():
+    return ImageFont.load_default(18)
+
+
+def _draw(axes, curves, length):
+    for ax, (name, (real, dreamed)) in zip(axes, curves.items()):
+        ax.plot(real, lw=2.5, color=GREY, label="real")
+        ax.plot(dreamed, lw=2, ls="--", color=VERMILION, label="dreamed")
+        ax.set_title(name, loc="left")
+    axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), borderpad=0, handlelength=1)
+    axes[-1].set(xlabel="step of the episode", xlim=(0, max(1, length - 1)))

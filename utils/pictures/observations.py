@@ -1,0 +1,91 @@
+"""What an observation says of the world: names of its entries, and the world drawn from it alone.
+
+So a dreamed observation is drawn as a real one. Where it does not tell the state of the world, the
+observation itself is drawn.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from utils.pictures.drawings import GROUND, MINATAR, SIZE, draw, draw_seen
+from utils.run.curves import SEED_COLOURS, VERMILION
+
+ENTRIES = {
+    "CartPole-v1": ("cart position, m", "cart velocity, m/s", "pole angle, rad",
+                    "pole velocity, rad/s"),
+    "Pendulum-v1": ("cos of the angle", "sin of the angle", "velocity, rad/s"),
+    "Acrobot-v1": ("cos of angle 1", "sin of angle 1", "cos of angle 2", "sin of angle 2",
+                   "velocity 1, rad/s", "velocity 2, rad/s"),
+    "MountainCar-v0": ("position", "velocity, per step"),
+    "MountainCarContinuous-v0": ("position", "velocity, per step"),
+    "FourRooms-misc": ("row", "column", "row of the goal", "column of the goal"),
+    "PointRobot-misc": ("x", "y", "last reward", "last move, x", "last move, y", "time, steps"),
+    "Reacher-misc": ("cos of angle 1", "cos of angle 2", "sin of angle 1", "sin of angle 2",
+                     "velocity 1", "velocity 2", "goal, x", "goal, y"),
+}
+# The parts of Gymnax's state that a drawing needs, as the observation tells them.
+STATES = {
+    "CartPole-v1": lambda x: {"x": x[0], "theta": x[2]},
+    "Pendulum-v1": lambda x: {"theta": np.arctan2(x[1], x[0]), "last_u": 0.0},
+    "Acrobot-v1": lambda x: {"joint_angle1": np.arctan2(x[1], x[0]),
+                             "joint_angle2": np.arctan2(x[3], x[2])},
+    "MountainCar-v0": lambda x: {"position": x[0]},
+    "MountainCarContinuous-v0": lambda x: {"position": x[0]},
+    "FourRooms-misc": lambda x: {"pos": x[:2], "goal": x[2:]},
+    "FrozenLake-misc": lambda x: {"position": np.argmax(x)},
+    "Reacher-misc": lambda x: {"angles": np.arctan2(x[2:4], x[:2]), "goal_xy": x[6:]},
+    "Swimmer-misc": lambda x: {"urchin_xys": x[:-6].reshape(-1, 2), "xy": x[-6:-4],
+                               "goal_xy": x[-2:]},
+}
+
+
+def entries(env):
+    """A name for each entry of a vector, with its unit where it has one."""
+    return ENTRIES.get(env.name) or [f"entry {number}" for number in range(env.x_shape[0])]
+
+
+def scene(env, x):
+    """The world as an observation tells it: x [X] -> uint8 [SIZE, SIZE, 3]"""
+    if env.is_image:
+        return enlarged(coloured(env, x), SIZE)
+    if env.name not in STATES:
+        return draw_seen(env, x)
+    return draw(env, SimpleNamespace(**STATES[env.name](np.asarray(x, float))), x)
+
+
+def coloured(env, x):
+    """An image of any number of channels, of 0 to 255, in colours: [..., H, W, C] -> [..., H, W, 3]
+
+    Three channels are red, green and blue, unless the environment gives each its meaning; else each
+    has a colour, and what is uncertain is pale."""
+    shares = np.clip(np.asarray(x, float) / 255.0, 0.0, 1.0)
+    if shares.shape[-1] == 3 and env.name not in MINATAR:
+        return (255 * shares).astype(np.uint8)
+    names = list(MINATAR.get(env.name, {}).values()) or _palette(shares.shape[-1])
+    colours = np.array([ImageColor.getrgb(name) for name in names], float)
+    total = shares.sum(-1, keepdims=True)
+    paint = shares @ colours / np.maximum(total, 1.0)
+    return (paint + np.maximum(0.0, 1.0 - total) * ImageColor.getrgb(GROUND)).astype(np.uint8)
+
+
+def differences(true, guess):
+    """How far two images are apart, from white to red: [..., H, W, C] -> uint8 [..., H, W, 3]"""
+    error = np.abs(np.asarray(true, float) - np.asarray(guess, float)).max(-1, keepdims=True) / 255
+    red, white = (np.array(ImageColor.getrgb(name), float) for name in (VERMILION, "white"))
+    return (white + error * (red - white)).astype(np.uint8)
+
+
+def _palette(channels):
+    return [SEED_COLOURS[n % len(SEED_COLOURS)] for n in range(channels)]
+
+
+def enlarged(picture, side):
+    """A picture in the middle of a white square, its pixels sharp: -> uint8 [side, side, 3]"""
+    zoom = side / max(picture.shape[:2])
+    height, width = (round(zoom * size) for size in picture.shape[:2])
+    square = Image.new("RGB", (side, side), "white")
+    image = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return np.asarray(square)

@@ -1,0 +1,95 @@
+"""Trees to named arrays; those to one .npz file and back, without pickle, never half written."""
+
+import zipfile
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from utils.run.files import write
+
+
+def save(path, arrays):
+    """Write {name: array} to `path`, which holds the old file or the new one, never a part of it.
+
+    Raises: ValueError for an array of Python objects; OSError where `path` cannot be written."""
+    write(path, partial(_write, arrays))
+
+
+def _write(arrays, file):
+    # not np.savez: it takes the names as its own arguments, and so none may be called "file"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+def load(path):
+    """The {name: array} that `save` wrote.
+
+    Raises: ValueError, one line, for a file that is no such archive or damaged; OSError."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path}: is not a complete .npz file")
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                return dict(archive)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def flatten(tree):
+    """A pytree of arrays as {"agent/critic/kernel": array}: its paths, joined by slashes.
+
+    Raises: ValueError where two arrays would get one name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    arrays = {}
+    for path, leaf in leaves:
+        name = _name(path)
+        if name in arrays:
+            raise ValueError(f"two arrays of the tree are named {name!r}")
+        arrays[name] = np.asarray(_plain(leaf))
+    return arrays
+
+
+def unflatten(tree_like, arrays):
+    """The named arrays in the structure of `tree_like`, whose leaves need only shape and dtype.
+
+    Raises: ValueError naming the first array that is missing, too many, or of other shape or dtype.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree_like)
+    wanted = {_name(path): leaf for path, leaf in leaves}
+    for name, leaf in wanted.items():
+        if name not in arrays:
+            raise ValueError(f"the array {name!r} is missing")
+        expected, found = _describe(jax.eval_shape(_plain, leaf)), _describe(arrays[name])
+        if expected != found:
+            raise ValueError(f"the array {name!r} is {found}, expected {expected}")
+    for name in arrays:
+        if name not in wanted:
+            raise ValueError(f"the array {name!r} is not part of the model")
+    return jax.tree.unflatten(structure, [_like(leaf, arrays[n]) for n, leaf in wanted.items()])
+
+
+def _is_key(leaf):
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf):
+    """A random key as the numbers it is made of; anything else as it is."""
+    return jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
+
+
+def _like(leaf, array):
+    return jax.random.wrap_key_data(jnp.array(array)) if _is_key(leaf) else jnp.array(array)
+
+
+def _name(path):
+    # an nnx parameter is a box around its array: its `.value` says nothing that a reader wants
+    return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+
+
+def _describe(array):
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}"

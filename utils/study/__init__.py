@@ -1,0 +1,1 @@
+"""Lists of runs, and the pictures of many of them."""
