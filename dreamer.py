@@ -5,23 +5,24 @@ Hafner, Pasukonis, Ba, Lillicrap: "Mastering diverse control tasks through world
 
     python dreamer.py --config dreamer.yaml --env CartPole-v1
 
-The agent learns a world model from replayed experience (a recurrent state-space model, RSSM),
-dreams with it from every replayed state, and learns what to do from these dreams alone.
+The agent learns a world model from replayed experience (a recurrent state-space model, RSSM). From
+every replayed state it imagines a rollout with that model, and it learns to act from these rollouts
+alone.
 
-Reading map, top to bottom: what flows through the program · robust predictions
-(Eq. 8-11) · networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) ·
-actor learning (Eq. 6-7) · one gradient step · acting · training. Networks that know nothing of
-reinforcement learning live in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py,
-every number in dreamer.yaml, replay, optimiser, files, plots in utils/.
+Reading map, top to bottom: what flows through the program · robust predictions (Eq. 8-11) ·
+networks (Eq. 1, 4) · world model learning (Eq. 1-3) · critic learning (Eq. 4-5) · actor learning
+(Eq. 6-7) · one gradient step (Eq. 2) · acting · training. Networks that know nothing of
+reinforcement learning are in jaxmodels_nnx.py, everything about Gymnax in gymnax_wrappers.py, the
+hyperparameters in dreamer.yaml, replay, files and plots in utils/.
 
 Notation (paper: code): x_t observation: `x` · a_t action, one-hot or vector: `a` · r_t: `r` ·
 c_t continue: `c` · h_t recurrent state: `h` · z_t ~ posterior q, ẑ_t ~ prior p: `z` ·
-s_t = (h_t, z_t) laid side by side: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
+s_t = (h_t, z_t), concatenated: `s` · R^λ_t: `returns` · v(s_t): `values` · S: `return_range` ·
 γ = 1-1/`horizon`; λ, η: `lambda_`, `eta`. `params`: weights, `config`: numbers, `key`: randomness.
 
-Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T dreams,
-H steps of a dream, E environments, D recurrent units, S latents of K classes each, F = D + S·K
-features, A action entries, V value bins, X the observation's axes. Time is axis 1, left to right.
+Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T imagined
+rollouts, H steps of a rollout, E environments, D recurrent units, S latents of K classes each,
+F = D + S·K features, A action entries, V value bins, X the observation's axes. Time is axis 1.
 
 The time line. A row of the replay is what the agent knew and did at time t: x_t, r_t and the flags
 arrived because of a_{t-1}; then a_t was chosen. With x_t = t, r_t = 100 + t, a_t = 10 t, an episode
@@ -35,10 +36,10 @@ that terminates at t = 3 and one that its time limit cuts at t = 2:
     is_terminal   0    0    0    1  |  0    0    0  |  0
     a             0   10   20   (30)|  0   10   (20)|  0     (chosen, never carried out)
 
-So h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), where is_first puts zeros in place of all three. The reward
+So h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), where is_first replaces all three by zeros. The reward
 and continue predicted from s_t are r_t and c_t, and what a_t earns stands at t + 1:
-R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}). The discount γ = 1 - 1/horizon lives in the
-continue target and is multiplied nowhere else in a dream.
+R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}). The discount γ = 1 - 1/horizon is part of the
+continue target and appears nowhere else in an imagined rollout.
 """
 
 import sys
@@ -50,14 +51,16 @@ from typing import Any, NamedTuple
 
 from utils.core import versions, xla
 
-STARTED = time.perf_counter()  # in front of the heavy imports: the user waits for them too
-versions.check(__name__ == "__main__")  # before what an old Python or jax could not import
+STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
+versions.check(__name__ == "__main__")  # before imports that fail on an old Python or jax
 xla.set_flags()
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 import gymnax_wrappers
 from jaxmodels_nnx import (
@@ -70,11 +73,12 @@ from jaxmodels_nnx import (
     make_decoder,
     make_encoder,
 )
-from utils.core import cli, optim
+from utils.core import cli, cpu_layers, devices
 from utils.core import replay as replay_buffer
-from utils.core.devices import divided, gathered, side_by_side
+from utils.core.devices import DEVICES
 from utils.core.references import REFERENCES
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
+from utils.run.chunks import train_chunks
 from utils.run.session import Session
 
 # ---- What flows through the program --------------------------------------------------------------
@@ -87,7 +91,7 @@ class Latent(NamedTuple):
     z: jax.Array
 
 
-class Row(NamedTuple):
+class Transition(NamedTuple):
     """One row of the replay (the time line above); stored [E, C, ...], sampled [B, T + 1, ...]."""
 
     x: jax.Array  # [..., X] observation, float32 or uint8
@@ -96,12 +100,12 @@ class Row(NamedTuple):
     is_last: jax.Array  # [...] last row of an episode, for whatever reason
     is_terminal: jax.Array  # [...] the world ended here; never true for a time limit
     a: jax.Array  # [..., A] action chosen here
-    h: jax.Array  # [..., D] recurrent state, as of the last time this row was seen
+    h: jax.Array  # [..., D] recurrent state, from the last time that this row was observed
     z: jax.Array  # [..., S] class of each latent, uint8
 
 
-class Dream(NamedTuple):
-    """What was imagined from N states: features s [N, H+1, F] and the actions a [N, H, A]."""
+class Imagined(NamedTuple):
+    """Imagined rollouts from N states: features s [N, H+1, F] and actions a [N, H, A]."""
 
     s: jax.Array
     a: jax.Array
@@ -117,31 +121,31 @@ class AgentState(NamedTuple):
     step: jax.Array  # updates done
 
 
-class Finished(NamedTuple):
-    """Episodes that ended at a row: whether, return, number of actions; [E]."""
+class EpisodeStats(NamedTuple):
+    """Episodes that ended at a row: whether one did, its return, its number of actions; [E]."""
 
     is_last: jax.Array
-    total: jax.Array
+    episode_return: jax.Array
     length: jax.Array
 
 
-class Player(NamedTuple):
-    """E environments in mid-episode, and what the agent remembers of them."""
+class ActorState(NamedTuple):
+    """E environments in the middle of their episodes, and what the agent remembers of them."""
 
     env: Any  # environment states [E, ...]
-    now: Any  # the Step that has just arrived [E, ...]
+    timestep: gymnax_wrappers.Step  # what has just arrived [E, ...]
     latent: Latent  # s_{t-1}
     a: jax.Array  # a_{t-1} [E, A]
-    total: jax.Array  # return of the running episode [E]
+    episode_return: jax.Array  # return of the running episode so far [E]
     length: jax.Array  # its number of actions so far [E]
 
 
-class Loop(NamedTuple):
-    """Everything that a compiled chunk of training takes and gives back."""
+class RunnerState(NamedTuple):
+    """Everything that a compiled chunk of training takes and returns."""
 
     agent: AgentState
     replay: replay_buffer.Replay
-    player: Player
+    actor: ActorState
     key: jax.Array
 
 
@@ -154,34 +158,35 @@ class Program:
     networks: nnx.GraphDef
     critic: nnx.GraphDef
     optimizer: optax.GradientTransformation
+    on_cpu: bool  # whether the layers take the forms that are fast on a CPU
 
 
 # ---- Robust predictions (Eq. 8-11) ---------------------------------------------------------------
 
 
 def symlog(x):
-    """Eq. 8 | symlog(x) = sign(x) ln(|x| + 1), of any shape"""
+    """Eq. 9 | symlog(x) = sign(x) ln(|x| + 1), of any shape"""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x):
-    """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), of any shape: the inverse of symlog"""
+    """Eq. 9 | symexp(x) = sign(x) (exp|x| - 1), its inverse, of any shape"""
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
 def value_bins(n):
-    """Eq. 10 | the bins b_i = symexp(-20 ... 20), n of them, antisymmetric to the bit
+    """Eq. 10 | the bins B = symexp(-20 ... 20), n of them, exactly antisymmetric
 
-    Shapes: -> [V]; n is odd, so that the middle bin is 0."""
-    with jax.ensure_compile_time_eval():  # a constant, or XLA computes it anew for every logit
+    Shapes: -> [V]; n is odd, so the middle bin is 0."""
+    with jax.ensure_compile_time_eval():  # a constant: else XLA computes it again for every logit
         half = symexp(jnp.linspace(-20.0, 0.0, n // 2 + 1))
         return jnp.concatenate([half, -half[:-1][::-1]])
 
 
 def twohot_mean(logits, bins):
-    """Eq. 10 | ŷ = softmax(logits)ᵀ b, as Σ (p_i - p_-i) b_i over the positive bins
+    """Eq. 10 | ŷ = softmax(logits)ᵀ B, as Σ (p_i - p_-i) b_i over the positive bins
 
-    So zero logits give exactly 0, however the compiler contracts products and sums.
+    Zero logits then give exactly 0, whatever the compiler does with products and sums.
 
     Shapes: logits [..., V], bins [V], antisymmetric -> [...]."""
     probs, middle = jax.nn.softmax(logits), bins.shape[0] // 2
@@ -190,7 +195,7 @@ def twohot_mean(logits, bins):
 
 
 def twohot_loss(logits, target, bins):
-    """Eq. 11 | -twohot(y)ᵀ ln softmax(logits), y between its two nearest bins, linear in raw space
+    """Eq. 11 | -twohot(y)ᵀ ln softmax(logits), y shared linearly by its two nearest bins
 
     Targets outside the bins count as the end bin. No [..., V] target is ever built.
 
@@ -205,17 +210,18 @@ def twohot_loss(logits, target, bins):
 
 
 def unimix(logits, ratio):
-    """Probabilities (1 - ratio) softmax(logits) + ratio uniform: no class ever dies
+    """Probabilities (1 - ratio) softmax(logits) + ratio uniform: no class reaches probability 0
 
     Shapes: logits [..., K] -> [..., K].
     Source: paper, section "World model learning", 1% unimix."""
     return (1.0 - ratio) * jax.nn.softmax(logits) + ratio / logits.shape[-1]
 
 
-def sample_onehot(uniform, probs):
+def sample_onehot(key, probs):
     """z ~ Categorical(probs) as one-hot, with the straight-through gradient of probs
 
-    Shapes: uniform [...] in [0, 1), against the cumulative sum of probs [..., K] -> [..., K]."""
+    Shapes: probs [..., K] -> [..., K]; one uniform number per draw meets the cumulative sum."""
+    uniform = jax.random.uniform(key, probs.shape[:-1])
     bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
     onehot = jax.nn.one_hot(jnp.sum(uniform[..., None] >= bounds, -1), probs.shape[-1])
     return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0
@@ -235,7 +241,7 @@ def entropy(p):
 
 
 def features(latent):
-    """s = [h, z flat], what every head sees: h [..., D], z [..., S, K] -> [..., F]"""
+    """s = [h, z flat], the input of every head: h [..., D], z [..., S, K] -> [..., F]"""
     return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
 
 
@@ -244,7 +250,8 @@ class WorldModel(nnx.Module):
 
     def __init__(self, model, env, rngs):
         self.model, self.is_image = model, env.is_image
-        units, eps, z_size, s_size = model.units, model.norm_eps, model.z_size, model.s_size
+        units, eps = model.units, model.norm_eps
+        z_size, s_size = model.z_size, model.s_size
         self.encoder, tokens = make_encoder(model, env.x_shape, env.is_image, rngs)
         sizes = (model.deter, z_size, env.action_size)
         self.sequence = BlockGRU(sizes, model.hidden, model.blocks, eps, rngs)
@@ -265,8 +272,8 @@ class WorldModel(nnx.Module):
         """x̂ [..., X]: a vector in symlog space, or an image in (0, 1)"""
         return self.decoder(latent.h, latent.z.reshape(*latent.z.shape[:-2], -1))
 
-    def recur(self, latent, a):
-        """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 drawn back to ±1
+    def sequence_step(self, latent, a):
+        """Eq. 1 | h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), actions beyond ±1 scaled back to ±1
 
         Shapes: latent [N, D], [N, S, K]; a [N, A] -> [N, D]."""
         a = a / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(a)))
@@ -302,42 +309,82 @@ class Actor(nnx.Module):
         return bounded_normal(self.out(x), self.out_std(x), self.model)
 
 
+class Critic(Head):
+    """Eq. 4 | v_t ~ v(· | s_t): s [..., F] -> logits over the value bins [..., V]"""
+
+    def __init__(self, model, rngs):
+        mlp = MLP(model.s_size, model.units, model.critic_layers, model.norm_eps, rngs)
+        super().__init__(mlp, model.units, model.bins, rngs, outscale=0.0)
+
+
 class Networks(nnx.Module):
-    """All networks of the agent: world model, actor, and the critic v(s_t) of Eq. 4"""
+    """All networks of the agent: world model, actor and critic"""
 
     def __init__(self, model, env, rngs):
         self.world = WorldModel(model, env, rngs)
         self.actor = Actor(model, env, rngs)
-        critic = MLP(model.s_size, model.units, model.critic_layers, model.norm_eps, rngs)
-        self.critic = Head(critic, model.units, model.bins, rngs, outscale=0.0)
-
-    def laid_out(self):
-        """Itself, its recurrent weights as the steps of a loop need them: for speed alone"""
-        self.world.sequence = self.world.sequence.laid_out()
-        return self
+        self.critic = Critic(model, rngs)
 
 
-def time_first(tree):
-    """Swaps axes 0 and 1 of every array: `jax.lax.scan` wants time in front, we want it second."""
+class Frozen(NamedTuple):
+    """Networks that are evaluated without a gradient."""
+
+    networks: Networks
+    slow_critic: Critic
+    bins: jax.Array  # [V]
+
+    def predict(self, s):
+        """Rewards, continues and the slow critic's values of states: s [..., F] -> [...] each"""
+        world = self.networks.world
+        r = twohot_mean(world.reward(s), self.bins)
+        c = jax.nn.sigmoid(world.continue_(s)[..., 0])
+        return r, c, twohot_mean(self.slow_critic(s), self.bins)
+
+
+def assemble(program, params):
+    """The Networks with these weights; on a CPU with the layers of utils/core/cpu_layers.py
+
+    To be called outside of the loop that uses them."""
+    networks = nnx.merge(program.networks, params)
+    return cpu_layers.swap_in(networks) if program.on_cpu else networks
+
+
+def freeze(program, params, slow_critic):
+    """The same networks and the slow critic, without a gradient: -> Frozen"""
+    networks = assemble(program, jax.lax.stop_gradient(params))
+    slow_critic = nnx.merge(program.critic, slow_critic)
+    frozen = Frozen(networks, slow_critic, value_bins(program.config.model.bins))
+    return cpu_layers.StepByStep(frozen) if program.on_cpu else frozen
+
+
+def swap_time_and_batch(tree):
+    """Swaps axes 0 and 1 of every array: `jax.lax.scan` runs over axis 0, time is our axis 1."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
 
 # ---- World model learning (Eq. 1-3) --------------------------------------------------------------
 
 
-def observe_step(world, latent, a, now, uniform):
+def observe_step(world, latent, a, tokens, is_first, key):
     """Eq. 1 | s_{t-1}, a_{t-1}, x_t -> s_t ~ q: one step of the RSSM on real data
 
     Where is_first is true, the past is zeroed first.
 
-    Shapes: latent [B, D], [B, S, K]; a [B, A]; now = (tokens [B, ·], is_first [B]);
-    uniform [B, S] in [0, 1) -> Latent, posterior probabilities [B, S, K]."""
-    tokens, is_first = now
+    Shapes: latent [B, D], [B, S, K]; a [B, A]; tokens [B, ·]; is_first [B]
+    -> Latent, posterior probabilities [B, S, K]."""
     keep = 1.0 - is_first.astype(jnp.float32)
     past = Latent(latent.h * keep[:, None], latent.z * keep[:, None, None])
-    h = world.recur(past, a * keep[:, None])
+    h = world.sequence_step(past, a * keep[:, None])
     probs = world.posterior_probs(h, tokens)
-    return Latent(h, sample_onehot(uniform, probs)), probs
+    return Latent(h, sample_onehot(key, probs)), probs
+
+
+def imagine_step(world, latent, a, key):
+    """Eq. 1 | s_t, a_t -> s_{t+1} ~ p: one step of the RSSM without data
+
+    Shapes: latent [N, D], [N, S, K]; a [N, A] -> Latent."""
+    h = world.sequence_step(latent, a)
+    return Latent(h, sample_onehot(key, world.prior_probs(h)))
 
 
 def observe(world, start, batch, key):
@@ -348,22 +395,22 @@ def observe(world, start, batch, key):
     Shapes: start is s_0 ([B, D], [B, S, K]), batch [B, T + 1, ...]
     -> Latent [B, T, ...], posterior probabilities [B, T, S, K]."""
     tokens = world.encode(batch.x[:, 1:])
-    uniform = jax.random.uniform(key, (*tokens.shape[:2], world.model.latents))
 
     def step(latent, inputs):
-        a, token, is_first, uniform = inputs
-        latent, probs = observe_step(world, latent, a, (token, is_first), uniform)
+        latent, probs = observe_step(world, latent, *inputs)
         return latent, (latent, probs)
 
-    inputs = time_first((batch.a[:, :-1], tokens, batch.is_first[:, 1:], uniform))
-    _, outputs = jax.lax.scan(step, start, inputs)
-    return time_first(outputs)
+    inputs = swap_time_and_batch((batch.a[:, :-1], tokens, batch.is_first[:, 1:]))
+    keys = jax.random.split(key, tokens.shape[1])
+    _, outputs = jax.lax.scan(step, start, (*inputs, keys))
+    return swap_time_and_batch(outputs)
 
 
 def decoder_loss(world, latent, x):
-    """Eq. 3 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
+    """Eq. 3, 8 | -ln p(x_t | s_t): squared error, in symlog space for vectors, summed over x
 
-    Shapes: latent [B, T, ...], x [B, T, X] -> [B, T]."""
+    Shapes: latent [B, T, ...], x [B, T, X] -> [B, T].
+    Differs: Eq. 8 has a factor ½; the official code has none either."""
     if world.is_image:
         return jnp.sum(jnp.square(world.decode(latent) - x / 255.0), (-3, -2, -1))
     return jnp.sum(jnp.square(world.decode(latent) - symlog(x)), -1)
@@ -391,14 +438,14 @@ def prediction_loss(world, latent, rows, learning):
 
 
 def dynamics_loss(posterior, prior, free_bits):
-    """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to foresee the posterior
+    """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to predict the posterior
 
     Shapes: posterior, prior [..., S, K] -> [...]; the KL is summed over S before the maximum."""
     return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
 
 
 def representation_loss(posterior, prior, free_bits):
-    """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to foresee
+    """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to predict
 
     Shapes: posterior, prior [..., S, K] -> [...]."""
     return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
@@ -407,41 +454,41 @@ def representation_loss(posterior, prior, free_bits):
 # ---- Critic learning (Eq. 4-5) -------------------------------------------------------------------
 
 
-def dream(networks, start, steps, key):
-    """Eq. 4 | imagined trajectories: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
+def imagine(networks, start, steps, key):
+    """Eq. 4 | imagined rollouts: a_t ~ π(s_t), h_{t+1} = f(s_t, a_t), z_{t+1} ~ p(h_{t+1})
 
-    Shapes: start is N states, steps is H -> Dream of s [N, H+1, F], a [N, H, A]."""
+    Shapes: start is N states, steps is H -> Imagined with s [N, H+1, F], a [N, H, A]."""
     def step(latent, step_key):
         action_key, latent_key = jax.random.split(step_key)
         s = features(latent)
         a = networks.actor(s).sample(action_key)
-        h = networks.world.recur(latent, a)
-        uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
-        return Latent(h, sample_onehot(uniform, networks.world.prior_probs(h))), (s, a)
+        return imagine_step(networks.world, latent, a, latent_key), (s, a)
 
     last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
-    return Dream(*time_first((jnp.concatenate([s, features(last)[None]]), a)))
+    s = jnp.concatenate([s, features(last)[None]])
+    return Imagined(s=s.swapaxes(0, 1), a=a.swapaxes(0, 1))
 
 
 def lambda_returns(r, c, values, lambda_):
     """Eq. 5 | R_t = r_{t+1} + c_{t+1} ((1 - λ) v_{t+1} + λ R_{t+1}), t = 0 ... H-1, R_H = v_H
 
-    Shapes: r, c, values [N, H+1], aligned with the state they were predicted from; lambda_ a
-    number or [N, H+1] likewise -> [N, H].
-    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line)."""
-    def step(following, now):
-        r_next, c_next, v_next, lambda_next = now
-        now = r_next + c_next * ((1.0 - lambda_next) * v_next + lambda_next * following)
-        return now, now
+    Shapes: r, c, values [N, H+1], each at the state that it was predicted from; lambda_ a number
+    or [N, H+1] likewise -> [N, H].
+    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line), and
+    the paper's γ is part of c."""
+    def step(return_after, inputs):
+        r, c, v, lambda_ = inputs
+        return_here = r + c * ((1.0 - lambda_) * v + lambda_ * return_after)
+        return return_here, return_here
 
     lambda_ = jnp.broadcast_to(lambda_, r.shape)
-    inputs = time_first(tuple(x[:, 1:] for x in (r, c, values, lambda_)))
+    inputs = swap_time_and_batch((r[:, 1:], c[:, 1:], values[:, 1:], lambda_[:, 1:]))
     _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
-    return time_first(returns)
+    return returns.swapaxes(0, 1)
 
 
 def trajectory_weights(c):
-    """Π_{i≤t} c_i, the chance that a dream still goes on, its start's c included: [N, H+1]"""
+    """Π_{i≤t} c_i, the probability that a rollout still continues, its start included: [N, H+1]"""
     return jnp.cumprod(c, 1)
 
 
@@ -455,9 +502,9 @@ def critic_loss(logits, returns, slow_values, bins, slow_scale):
 
 
 def replay_returns(rows, bootstrap, learning):
-    """λ-returns of real rewards, t = 0 ... T-2, that start anew from the dream's where rows end
+    """λ-returns of real rewards, t = 0 ... T-2; where an episode ends, they restart from bootstrap
 
-    Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the dreamed return of each row.
+    Shapes: rows, bootstrap [B, T] -> [B, T-1]; bootstrap is the imagined return of each row.
     Source: official code, `repl_loss`; golden file 4b_repl_loss."""
     c = (1.0 - rows.is_terminal) * (1.0 - 1.0 / learning.horizon)
     lambda_ = (1.0 - rows.is_last) * learning.lambda_
@@ -467,7 +514,6 @@ def replay_returns(rows, bootstrap, learning):
 # ---- Actor learning (Eq. 6-7) --------------------------------------------------------------------
 
 
-@gathered  # the returns of all devices
 def update_return_range(return_range, returns, learning):
     """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
 
@@ -490,11 +536,11 @@ def actor_loss(policy, a, advantage, eta):
     return -(reinforce + eta * policy.entropy())
 
 
-# ---- One gradient step ---------------------------------------------------------------------------
+# ---- One gradient step (Eq. 2) -------------------------------------------------------------------
 
 
-class Learned(NamedTuple):
-    """What one look at a batch leaves behind beside its gradient."""
+class Aux(NamedTuple):
+    """What `agent_losses` returns beside the losses."""
 
     return_range: jax.Array
     latent: Latent  # fresh posterior states [B, T, ...], for the replay
@@ -521,48 +567,40 @@ def world_losses(networks, batch, key, config):
     return losses, latent, metrics
 
 
-class Fixed(NamedTuple):
-    """Networks that are only asked, never taught."""
+def imagination_losses(networks, frozen, imagined, return_range, config):
+    """Eq. 5-7 | critic and actor losses on imagined rollouts; no other network gets a gradient
 
-    networks: Networks
-    slow_critic: Head
-
-
-def dream_losses(networks, fixed, dreamed, return_range, config):
-    """Eq. 5-7 | critic and actor losses on dreams; nothing but actor and critic gets a gradient
-
-    `fixed` holds the same networks without gradient, and the slow critic.
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
     learning, bins = config.learning, value_bins(config.model.bins)
-
-    def foretell(s):  # one step of all dreams at a time: that much stays in a CPU's cache
-        r, c = fixed.networks.world.reward(s), fixed.networks.world.continue_(s)[..., 0]
-        return twohot_mean(r, bins), jax.nn.sigmoid(c), twohot_mean(fixed.slow_critic(s), bins)
-
-    s = time_first(dreamed.s)  # as the dream's scan left it, so that nothing large is copied
-    s, last = s[:-1], s[-1]  # the last state chooses nothing, and what it is worth teaches nothing
-    logits, policy = networks.critic(s), time_first(networks.actor(s))
+    s, last = imagined.s[:, :-1], imagined.s[:, -1]  # the last state only lends its value
+    r, c, slow_values = frozen.predict(imagined.s)
+    logits, policy = networks.critic(s), networks.actor(s)
     values = jax.lax.stop_gradient(twohot_mean(logits, bins))
-    r, c, slow_values = jax.lax.map(foretell, s)
-    ends = *foretell(last)[:2], twohot_mean(fixed.networks.critic(last), bins)
-    r, c, values = (jnp.vstack([x, end]).T for x, end in zip((r, c, values), ends))
+    last_value = twohot_mean(frozen.networks.critic(last), bins)
+    values = jnp.concatenate([values, last_value[:, None]], 1)
     returns = lambda_returns(r, c, values, learning.lambda_)
-    return_range = update_return_range(return_range, returns, learning)
+    returns_of_all = jax.lax.all_gather(returns, DEVICES)
+    return_range = update_return_range(return_range, returns_of_all, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
+
     weight = trajectory_weights(c)[:, :-1]
-    critic = critic_loss(logits, returns.T, slow_values, bins, learning.slow_scale).T
-    actor = actor_loss(policy, dreamed.a, advantage, learning.eta)
+    critic = critic_loss(logits, returns, slow_values[:, :-1], bins, learning.slow_scale)
+    actor = actor_loss(policy, imagined.a, advantage, learning.eta)
     losses = {"critic": (weight * critic).mean(), "actor": (weight * actor).mean()}
     metrics = {
-        "dream/return": returns.mean(), "dream/reward": r[:, 1:].mean(),
-        "dream/continue": c[:, 1:].mean(), "dream/value": values.mean(),
-        "actor/entropy": policy.entropy().mean(), "actor/advantage_std": advantage.std(),
-        "actor/return_low": return_range[0], "actor/return_high": return_range[1],
+        "imagination/return": returns.mean(),
+        "imagination/reward": r[:, 1:].mean(),
+        "imagination/continue": c[:, 1:].mean(),
+        "imagination/value": values.mean(),
+        "actor/entropy": policy.entropy().mean(),
+        "actor/advantage_std": advantage.std(),
+        "actor/return_low": return_range[0],
+        "actor/return_high": return_range[1],
     }
     return losses, (returns, return_range), metrics
 
 
-def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
+def replay_critic_loss(networks, frozen, latent, rows, bootstrap, config):
     """The critic on real rewards, t = 0 ... T-2; its gradient reaches the world model through s
 
     Rows that end an episode have no return and count as zero.
@@ -571,160 +609,261 @@ def replay_critic_loss(networks, fixed, latent, rows, bootstrap, config):
     Source: paper, section "Critic learning", β_repval; golden file 4b_repl_loss."""
     learning, bins = config.learning, value_bins(config.model.bins)
     s = features(latent)[:, :-1]
-    slow_values = twohot_mean(fixed.slow_critic(jax.lax.stop_gradient(s)), bins)
+    slow_values = twohot_mean(frozen.slow_critic(jax.lax.stop_gradient(s)), bins)
     returns = replay_returns(rows, bootstrap, learning)
     loss = critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
     return jnp.mean((1.0 - rows.is_last[:, :-1]) * loss)
 
 
 def agent_losses(program, params, state, batch, key):
-    """Eq. 2, 4 | every loss on one batch [B, T + 1, ...], as dict of scalars, and what it leaves"""
-    config, (observe_key, dream_key) = program.config, jax.random.split(key)
-    networks = nnx.merge(program.networks, params).laid_out()
-    fixed = Fixed(nnx.merge(program.networks, jax.lax.stop_gradient(params)).laid_out(),
-                  nnx.merge(program.critic, state.slow_critic))
+    """Eq. 2, 4 | every loss on one batch [B, T + 1, ...]: -> dict of scalars, Aux"""
+    config = program.config
+    observe_key, imagine_key = jax.random.split(key)
+    networks = assemble(program, params)
+    frozen = freeze(program, params, state.slow_critic)
+
     losses, latent, metrics = world_losses(networks, batch, observe_key, config)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.stop_gradient(latent))
-    dreamed = dream(fixed.networks, flat, config.learning.imagination, dream_key)
-    behaviour, (returns, return_range), more = dream_losses(
-        networks, fixed, dreamed, state.return_range, config)
+
+    start = jax.lax.stop_gradient(latent)  # a rollout starts from every replayed state
+    start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), start)
+    imagined = imagine(frozen.networks, start, config.learning.imagination, imagine_key)
+    behaviour, (returns, return_range), more = imagination_losses(
+        networks, frozen, imagined, state.return_range, config)
+
     rows = jax.tree.map(lambda x: x[:, 1:], batch)
     bootstrap = returns[:, 0].reshape(rows.r.shape)
-    replay = replay_critic_loss(networks, fixed, latent, rows, bootstrap, config)
+    replay = replay_critic_loss(networks, frozen, latent, rows, bootstrap, config)
+
     losses = losses | behaviour | {"replay_critic": replay}
     metrics |= more | {f"losses/{name}": loss for name, loss in losses.items()}
-    return losses, Learned(return_range, jax.lax.stop_gradient(latent), metrics)
+    return losses, Aux(return_range, jax.lax.stop_gradient(latent), metrics)
 
 
 def total_loss(params, program, state, batch, key):
     """Eq. 2 | Σ β · L over all losses; every loss has a scale and every scale a loss"""
-    losses, learned = agent_losses(program, params, state, batch, key)
+    losses, aux = agent_losses(program, params, state, batch, key)
     learning = program.config.learning
     scales = {
-        "prediction": learning.beta_pred, "dynamics": learning.beta_dyn,
-        "representation": learning.beta_rep, "actor": learning.beta_actor,
-        "critic": learning.beta_critic, "replay_critic": learning.beta_replay,
+        "prediction": learning.beta_pred,
+        "dynamics": learning.beta_dyn,
+        "representation": learning.beta_rep,
+        "actor": learning.beta_actor,
+        "critic": learning.beta_critic,
+        "replay_critic": learning.beta_replay,
     }
     assert losses.keys() == scales.keys(), (losses.keys(), scales.keys())
-    return sum(scales[name] * losses[name] for name in scales), learned
+    return sum(scales[name] * losses[name] for name in scales), aux
+
+
+def adaptive_gradient_clipping(limit, floor):
+    """AGC: scale a tensor's gradient down to ‖g‖ ≤ limit · max(floor, ‖w‖)
+
+    Source: Brock et al. 2021, one norm per whole tensor as in the official code (golden file
+    6_optimizer).
+    Differs: `optax.adaptive_grad_clip` takes one norm per output unit."""
+    clip = partial(_clip, limit, floor)
+    return optax.stateless(lambda grads, weights: jax.tree.map(clip, grads, weights))
+
+
+def _clip(limit, floor, grad, weight):
+    allowed = limit * jnp.maximum(floor, jnp.linalg.norm(weight.ravel()))
+    return grad / jnp.maximum(1.0, jnp.linalg.norm(grad.ravel()) / allowed)
+
+
+def learning_rate(peak, warmup, final, updates):
+    """Linear warm-up from 0 to `peak` over `warmup` updates, then linear to final · peak
+
+    `final` 1 keeps the rate constant, as the paper does. `updates` are those of the whole run."""
+    rise = optax.linear_schedule(0.0, peak, warmup)
+    fall = optax.linear_schedule(peak, final * peak, max(1, updates - warmup))
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def laprop(config, updates):
+    """AGC, then LaProp: division by the root mean square, then momentum, then the learning rate
+
+    Source: Ziyin et al. 2020; table of hyperparameters in the paper, golden file 6_optimizer."""
+    rate = learning_rate(config.lr, config.warmup, config.lr_final, updates)
+    step = optax.chain(
+        optax.scale_by_rms(config.rms_decay, config.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.ema(config.momentum, debias=True),
+        optax.scale_by_learning_rate(rate),
+    )
+    # Flat: XLA runs a few operations on one long vector faster than on each of seventy tensors.
+    clip = adaptive_gradient_clipping(config.agc, config.agc_floor)
+    return optax.chain(clip, optax.flatten(step))
 
 
 def train_step(program, state, batch, key):
     """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
     gradient = jax.grad(total_loss, has_aux=True)
-    grads, learned = gradient(state.params, program, state, batch, key)
+    grads, aux = gradient(state.params, program, state, batch, key)
+    flat, restore = ravel_pytree((grads, aux.metrics))  # one vector: one exchange among devices
+    grads, metrics = restore(jax.lax.pmean(flat, DEVICES))
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
-    metrics = learned.metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
-    state = AgentState(params, slow_critic, opt_state, learned.return_range, state.step + 1)
-    return state, learned.latent, metrics
+    metrics |= {"optimizer/grad_norm": optax.tree.norm(grads)}
+    state = AgentState(params=params, slow_critic=slow_critic, opt_state=opt_state,
+                       return_range=aux.return_range, step=state.step + 1)
+    return state, aux.latent, metrics
 
 
 # ---- Acting --------------------------------------------------------------------------------------
 
 
-def act(networks, now, latent, a, key):
+def act(networks, timestep, latent, a, key):
     """s_t ~ q(s_{t-1}, a_{t-1}, x_t), a_t ~ π(s_t), for E environments
 
-    Shapes: now is a Step [E, ...]; latent and a [E, A] of the step before -> Latent, a [E, A]."""
+    Shapes: timestep is a Step [E, ...]; latent and a [E, A] of the step before
+    -> Latent, a [E, A]."""
     latent_key, action_key = jax.random.split(key)
-    tokens = networks.world.encode(now.x)
-    uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
-    latent, _ = observe_step(networks.world, latent, a, (tokens, now.is_first), uniform)
+    world, tokens = networks.world, networks.world.encode(timestep.x)
+    latent, _ = observe_step(world, latent, a, tokens, timestep.is_first, latent_key)
     return latent, networks.actor(features(latent)).sample(action_key)
 
 
-def start_playing(program, envs, key):
-    """Environments just reset, with nothing remembered: -> Player of `envs` environments"""
+def start_episodes(program, envs, key):
+    """`envs` environments just reset, with nothing remembered: -> ActorState"""
     model = program.config.model
-    env, now = jax.vmap(program.env.reset)(jax.random.split(key, envs))
-    latent = Latent(jnp.zeros((envs, model.deter)), jnp.zeros((envs, model.latents, model.classes)))
-    a, zeros = jnp.zeros((envs, program.env.action_size)), jnp.zeros(envs)
-    return Player(env, now, latent, a, zeros, zeros.astype(jnp.int32))
+    env, timestep = jax.vmap(program.env.reset)(jax.random.split(key, envs))
+    return ActorState(
+        env=env, timestep=timestep,
+        latent=Latent(jnp.zeros((envs, model.deter)),
+                      jnp.zeros((envs, model.latents, model.classes))),
+        a=jnp.zeros((envs, program.env.action_size)),
+        episode_return=jnp.zeros(envs), length=jnp.zeros(envs, jnp.int32))
 
 
-def play(program, networks, player, key):
-    """One step of E environments: -> Player after it, the Row [E] it leaves, Finished [E]"""
+def transition(timestep, a, latent):
+    """The row that a step leaves in the replay; latents are stored as the numbers of their classes
+
+    Shapes: timestep is a Step [E, ...], a [E, A] -> Transition [E, ...]."""
+    z = jnp.argmax(latent.z, -1).astype(jnp.uint8)
+    return Transition(x=timestep.x, r=timestep.r, is_first=timestep.is_first,
+                      is_last=timestep.is_last, is_terminal=timestep.is_terminal,
+                      a=a, h=latent.h, z=z)
+
+
+def play(program, networks, actor, key):
+    """One step of E environments: -> ActorState after it, Transition [E], EpisodeStats [E]"""
     act_key, env_key = jax.random.split(key)
-    now = player.now
-    latent, a = act(networks, now, player.latent, player.a, act_key)
-    row = Row(*now, a, latent.h, jnp.argmax(latent.z, -1).astype(jnp.uint8))
-    total, length = player.total + now.r, player.length + ~now.is_first
-    finished = Finished(now.is_last, total, length)
-    going_on = ~now.is_last
-    env, now = jax.vmap(program.env.step)(jax.random.split(env_key, len(a)), player.env, a)
-    return Player(env, now, latent, a, total * going_on, length * going_on), row, finished
+    timestep = actor.timestep
+    latent, a = act(networks, timestep, actor.latent, actor.a, act_key)
+    episode_return = actor.episode_return + timestep.r
+    length = actor.length + ~timestep.is_first
+    stats = EpisodeStats(timestep.is_last, episode_return, length)
+    env_keys = jax.random.split(env_key, len(a))
+    env, after = jax.vmap(program.env.step)(env_keys, actor.env, a)
+    continues = ~timestep.is_last
+    actor = ActorState(env=env, timestep=after, latent=latent, a=a,
+                       episode_return=episode_return * continues, length=length * continues)
+    return actor, transition(timestep, a, latent), stats
 
 
-def collect(program, loop, steps):
-    """Play `steps` steps in E environments into the replay: -> Loop, Finished [steps, E]"""
-    networks = nnx.merge(program.networks, loop.agent.params).laid_out()
-    key, play_key = jax.random.split(loop.key)
+def rollout(program, state, steps):
+    """Play `steps` steps of E environments into the replay: -> RunnerState, EpisodeStats"""
+    networks = assemble(program, state.agent.params)
+    key, play_key = jax.random.split(state.key)
 
     def step(carry, step_key):
-        player, replay = carry
-        player, row, finished = play(program, networks, player, step_key)
-        return (player, replay_buffer.write(replay, row)), finished
+        actor, replay = carry
+        actor, row, stats = play(program, networks, actor, step_key)
+        return (actor, replay_buffer.write(replay, row)), stats
 
     keys = jax.random.split(play_key, steps)
-    (player, replay), finished = jax.lax.scan(step, (loop.player, loop.replay), keys)
-    return Loop(loop.agent, replay, player, key), finished
+    (actor, replay), stats = jax.lax.scan(step, (state.actor, state.replay), keys)
+    return state._replace(actor=actor, replay=replay, key=key), stats
 
 
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def learn(program, loop):
-    """One batch from the replay, one update, fresh latents back to the replay: -> Loop, metrics"""
+def update(program, state):
+    """One batch from the replay, one update, fresh latents back: -> RunnerState, metrics"""
     config = program.config.replay
-    key, sample_key, train_key = jax.random.split(loop.key, 3)
-    batch, index = replay_buffer.sample(loop.replay, sample_key, config.batch, config.length + 1)
-    agent, latent, metrics = train_step(program, loop.agent, batch, train_key)
+    key, sample_key, train_key = jax.random.split(state.key, 3)
+    batch, index = replay_buffer.sample(state.replay, sample_key, config.batch, config.length + 1)
+    agent, latent, metrics = train_step(program, state.agent, batch, train_key)
     fresh = {"h": latent.h, "z": jnp.argmax(latent.z, -1).astype(jnp.uint8)}
-    replay = replay_buffer.refresh(loop.replay, index._replace(place=index.place[:, 1:]), fresh)
-    return Loop(agent, replay, loop.player, key), metrics
+    trained = index._replace(place=index.place[:, 1:])  # row 0 only gave the state before
+    replay = replay_buffer.refresh(state.replay, trained, fresh)
+    return state._replace(agent=agent, replay=replay, key=key), metrics
+
+
+def train_rounds(program, state, rounds):
+    """`rounds` times k environment steps and U updates, on one device
+
+    -> RunnerState, EpisodeStats [rounds, k, E], metrics [rounds, U]."""
+    updates, steps = updates_per_steps(program.config)
+
+    def one_update(state, _):
+        return update(program, state)
+
+    def one_round(state, _):
+        state, stats = rollout(program, state, steps)
+        state, metrics = jax.lax.scan(one_update, state, length=updates)
+        return state, (stats, metrics)
+
+    state, (stats, metrics) = jax.lax.scan(one_round, state, length=rounds)
+    return state, stats, metrics
+
+
+def on_all_devices(function, program, state, number):
+    """function(program, state, number) on each device, with its part of environments and batch
+
+    The devices keep the replay of their own environments. Weights are the same on all: gradients
+    are averaged (train_step) and percentiles are those of all returns (imagination_losses).
+
+    -> RunnerState, arrays [., ., E] of all devices' environments, metrics (the same on all)."""
+    same, divided = PartitionSpec(), PartitionSpec(DEVICES)
+    replay = replay_buffer.Replay(rows=divided, written=same)
+    spec = RunnerState(agent=same, replay=replay, actor=divided, key=same)
+
+    def on_one(state):
+        own_key = jax.random.fold_in(state.key, jax.lax.axis_index(DEVICES))
+        after, *results = function(devices.part(program), state._replace(key=own_key), number)
+        key = jax.random.fold_in(state.key, jax.lax.axis_size(DEVICES))  # again the same on all
+        return after._replace(key=key), *results
+
+    return jax.shard_map(
+        on_one, mesh=devices.mesh(program.config), in_specs=(spec,),
+        out_specs=(spec, PartitionSpec(None, None, DEVICES), same), check_vma=False)(state)
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
-@divided  # among run.devices
-def train_chunk(program, loop, rounds):
-    """`rounds` times k environment steps and U updates: -> Loop, Finished, metrics [rounds, U]"""
-    updates, steps = updates_per_steps(program.config)
-
-    def one_round(loop, _):
-        loop, finished = collect(program, loop, steps)
-        loop, metrics = jax.lax.scan(lambda loop, _: learn(program, loop), loop, length=updates)
-        return loop, (finished, metrics)
-
-    loop, (finished, metrics) = jax.lax.scan(one_round, loop, length=rounds)
-    return loop, finished, metrics
+def train_chunk(program, state, rounds):
+    """`train_rounds` on all devices: -> RunnerState, EpisodeStats [rounds, k, E], metrics"""
+    return on_all_devices(train_rounds, program, state, rounds)
 
 
-fill = jax.jit(collect, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
+prefill = jax.jit(rollout, static_argnums=(0, 2), donate_argnums=1)  # by the untrained policy
 
 
 @partial(jax.jit, static_argnums=0)
 def evaluate(program, params, key):
-    """Returns, lengths [episodes] of fresh episodes, side by side; actions are sampled as ever"""
-    run, networks = program.config.run, nnx.merge(program.networks, params).laid_out()
-    start_key, play_key = jax.random.split(key)
-    player = start_playing(program, run.eval_episodes, start_key)
-    nothing = Finished(jnp.zeros_like(player.now.is_last), player.total, player.length)
+    """Returns and lengths [episodes] of fresh episodes; actions are sampled, as in training
 
-    def going_on(carry):
+    An episode that run.eval_limit cuts counts as far as it got."""
+    run, networks = program.config.run, assemble(program, params)
+    start_key, play_key = jax.random.split(key)
+    actor = start_episodes(program, run.eval_episodes, start_key)
+    no = jnp.zeros(run.eval_episodes, bool)
+    first = EpisodeStats(no, actor.episode_return, actor.length)
+
+    def unfinished(carry):
         _, done, t = carry
         return ~done.is_last.all() & (t < run.eval_limit)
 
     def step(carry):
-        player, done, t = carry
-        player, _, finished = play(program, networks, player, jax.random.fold_in(play_key, t))
-        done = jax.tree.map(lambda old, new: jnp.where(done.is_last, old, new), done, finished)
-        return player, done, t + 1
+        actor, done, t = carry
+        actor, _, stats = play(program, networks, actor, jax.random.fold_in(play_key, t))
+        done = jax.tree.map(lambda old, new: jnp.where(done.is_last, old, new), done, stats)
+        return actor, done, t + 1
 
-    _, done, _ = jax.lax.while_loop(going_on, step, (player, nothing, 0))
-    return done.total, done.length  # so far, for an episode that eval_limit cut
+    _, done, _ = jax.lax.while_loop(unfinished, step, (actor, first, 0))
+    return done.episode_return, done.length
 
 
 def build(config, env):
@@ -734,61 +873,72 @@ def build(config, env):
     critic, _ = nnx.split(nnx.merge(networks, shapes).critic)
     rows = (config.run.steps - config.run.prefill) * config.run.train_ratio
     updates = round(rows / (config.replay.batch * config.replay.length))
-    return Program(config, env, networks, critic, optim.laprop(config.optimizer, updates)), shapes
+    program = Program(config=config, env=env, networks=networks, critic=critic,
+                      optimizer=laprop(config.optimizer, updates),
+                      on_cpu=jax.default_backend() == "cpu")
+    return program, shapes
 
 
 @partial(jax.jit, static_argnums=0)
 def init(program, key):
-    """Weights, optimiser, environments just reset, an empty replay: -> Loop"""
+    """Weights, optimiser, environments just reset, an empty replay: -> RunnerState"""
     config = program.config
-    weights_key, player_key, loop_key = jax.random.split(key, 3)
+    weights_key, actor_key, loop_key = jax.random.split(key, 3)
     params = nnx.state(Networks(config.model, program.env, nnx.Rngs(weights_key)))
-    agent = AgentState(params, jax.tree.map(jnp.copy, params["critic"]),
-                       program.optimizer.init(params), jnp.zeros(2), jnp.zeros((), jnp.int32))
-    player = start_playing(program, config.run.envs, player_key)
-    row = Row(*player.now, player.a, player.latent.h, jnp.argmax(player.latent.z, -1))
-    row = jax.tree.map(lambda x: x[0], row._replace(z=row.z.astype(jnp.uint8)))
+    agent = AgentState(params=params, slow_critic=jax.tree.map(jnp.copy, params["critic"]),
+                       opt_state=program.optimizer.init(params), return_range=jnp.zeros(2),
+                       step=jnp.zeros((), jnp.int32))
+    actor = start_episodes(program, config.run.envs, actor_key)
+    row = jax.tree.map(lambda x: x[0], transition(actor.timestep, actor.a, actor.latent))
     replay = replay_buffer.create(row, config.run.envs, config.replay.capacity)
-    return Loop(agent, replay, player, loop_key)
+    return RunnerState(agent=agent, replay=replay, actor=actor, key=loop_key)
 
 
-ONE = (init, fill, train_chunk, evaluate)  # what `train` calls, for one agent or for several
-SEVERAL = (side_by_side(init, (None, 0)), side_by_side(fill, (None, 0, None), 1),
-           side_by_side(train_chunk, (None, 0, None), 1), side_by_side(evaluate, (None, 0, 0)))
+class Calls(NamedTuple):
+    """The compiled functions that `train` calls, for one agent or for several seeds at once."""
+
+    init: Any
+    prefill: Any
+    train_chunk: Any
+    evaluate: Any
+
+
+ONE_SEED = Calls(init, prefill, train_chunk, evaluate)
+SEVERAL_SEEDS = Calls(
+    init=devices.over_seeds(init, (None, 0)),
+    prefill=devices.over_seeds(prefill, (None, 0, None), donate=1),
+    train_chunk=devices.over_seeds(train_chunk, (None, 0, None), donate=1),
+    evaluate=devices.over_seeds(evaluate, (None, 0, 0)))
 
 
 def train(program, session):
-    """The host's loop over compiled chunks: play, learn, evaluate, save"""
-    run, (updates, k) = program.config.run, updates_per_steps(program.config)  # in one round
-    begin, play_first, learn_on, score = SEVERAL if session.several else ONE
-    rounds, init_key = rounds_per_chunk(program.config), session.init_key()
-    with ThreadPoolExecutor(1) as pool:  # the long compilation, beside the short ones
-        shapes = begin.eval_shape(program, init_key)
-        chunk = pool.submit(xla.compile_in_full, learn_on, program, shapes, rounds)
-        loop = session.restore(begin(program, init_key))
-        if not loop.replay.written.any():  # a new run, or one that was saved without its replay
-            loop, finished = play_first(program, loop, run.prefill // run.envs)
-            session.filled(run.prefill // run.envs * run.envs, finished)
-    chunk, going_on = chunk.result(), session.unfinished
-    ahead = chunk(loop) if going_on else None  # which takes the arrays of `loop` for its own
-    while going_on:
-        (loop, finished, metrics), steps = jax.block_until_ready(ahead), rounds * k * run.envs
-        evaluates, saves, going_on = session.due(steps)
-        params = jax.device_get(loop.agent.params) if evaluates else None
-        saved = jax.device_get(loop) if saves else None
-        if going_on:
-            ahead = chunk(loop)  # runs while the host evaluates and writes
-        found = score(program, params, session.eval_key(steps)) if evaluates else None
-        session.record(steps, rounds * updates, finished, metrics, params, found)
-        if saves:
-            session.save(saved)
+    """The host's loop: prefill; then train a chunk, evaluate, log, save; at the end the score"""
+    run, calls = program.config.run, SEVERAL_SEEDS if session.several else ONE_SEED
+    rounds, key = rounds_per_chunk(program.config), session.init_key()
+    with ThreadPoolExecutor(1) as pool:  # the longest compilation runs beside the others
+        shapes = calls.init.eval_shape(program, key)
+        compiling = pool.submit(
+            xla.compile_in_full, calls.train_chunk, program, shapes, rounds)
+        state = session.restore(calls.init(program, key))
+        if not state.replay.written.any():  # a new run, or one that was saved without its replay
+            state, stats = calls.prefill(program, state, run.prefill // run.envs)
+            session.prefilled(run.prefill // run.envs * run.envs, stats)
+    if session.unfinished:
+        for chunk in train_chunks(program.config, compiling.result(), state, session):
+            evaluation = None
+            if chunk.params is not None:
+                key = session.eval_key(chunk.steps)
+                evaluation = calls.evaluate(program, chunk.params, key)
+            session.log(chunk, evaluation)
+            if chunk.state is not None:
+                session.save(chunk.state)
     if session.unfinished:
         return session.stopped()
-    session.end(score(program, session.best(), session.eval_key()))
+    session.end(calls.evaluate(program, session.best(), session.eval_key()))
 
 
 def main(argv=None, began=None):
-    """The command: read the YAML, build, train, leave a run folder; returns the exit status"""
+    """The command: read the YAML, build, train, leave a run folder: -> exit status"""
     try:
         command = cli.parse(argv)
         if command.list_envs:
@@ -799,7 +949,7 @@ def main(argv=None, began=None):
         session = Session(command, env, shapes, began)
     except (ValueError, OSError) as error:
         return cli.complain(error)
-    with session:  # a full disk, a nan or a signal ends here, and stands in session.status
+    with session:  # a full disk, a nan or a signal ends here; session.status says which
         train(program, session)
     return session.status
 

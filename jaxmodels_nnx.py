@@ -1,64 +1,37 @@
-"""Networks that know nothing of reinforcement learning: layers, MLP, block GRU, image in and out.
+"""Networks, independent of reinforcement learning: layers, MLP, block GRU, encoders, decoders.
 
-Every layer holds parameters only (no random streams, no averages), so that a merged module may be
-used inside `jax.jit` and `jax.lax.scan`. Sizes, initial values and the order of operations follow
-the official DreamerV3 code to the last digit; tests/test_golden.py holds them against it.
+Each layer is written in its plain form, which is also the fast one on an accelerator. On a CPU,
+dreamer.py replaces some of them by faster ones that compute the same numbers
+(utils/core/cpu_layers.py).
+
+Layers hold parameters only (no random streams, no averages), so a merged module can be used inside
+`jax.jit` and `jax.lax.scan`. Sizes, initial values and the order of operations follow the official
+DreamerV3 code; tests/test_golden.py compares both.
 
 Letters of the shapes: N any batch, I inputs, O outputs, D recurrent width, G blocks, [H, W, C] an
 image, `...` any leading axes.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal cut off at [-2, 2]
-FEW_ROWS = 64  # where a gradient is not turned round: faster with 16, slower with 1,024; a guess
-# Pixels of all images that convolutions work on at once: on a CPU what stays in its cache
-# (measured in docs/speed.md), elsewhere what should keep an accelerator busy (a guess).
-CPU_PIXELS, ACCELERATOR_PIXELS = 2**14, 2**18
+TRUNCATED_STD = 0.87962566  # standard deviation of a unit normal truncated to [-2, 2]
 
 
 def truncated_normal(key, shape, outscale):
-    """Initial weights: normal on [-2, 2] sigmas, standard deviation outscale / √fan_in.
+    """Initial weights: normal, truncated at 2 sigmas, standard deviation outscale / √fan_in.
 
-    Shapes: `shape` is [..., O]; fan_in is the product of all axes but the last, for a block-linear
-    kernel [G, I/G, O/G] therefore the whole input width.
+    Shapes: `shape` is [..., O]; fan_in is the product of all axes but the last, so that of a
+    block-linear kernel [G, I/G, O/G] is the whole input width.
     Source: the official code's `trunc_normal_in`."""
     fan_in = 1
     for size in shape[:-1]:
         fan_in *= size
     weights = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
     return weights * (outscale / (TRUNCATED_STD * fan_in**0.5))
-
-
-@jax.custom_vjp
-def product(x, kernel):
-    """x W, with the same gradients as always, computed as XLA 0.10.2 is fast at them on a CPU
-
-    Of many rows, W's is (gᵀ x)ᵀ, not xᵀ g: a third of the time where x is wide. And x's is g times
-    a W transposed before the loop around it began, not in each of its steps (docs/speed.md).
-
-    Shapes: x [N, I], kernel [I, O] -> [N, O]."""
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel.T)
-
-
-def _product_backward(kept, gradient):
-    x, turned = kept
-    if len(x) < FEW_ROWS:
-        return gradient @ turned, x.T @ gradient
-    transposed = jax.lax.optimization_barrier(gradient.T @ x)  # or XLA turns it round again
-    return gradient @ turned, transposed.T
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Linear(nnx.Module):
@@ -71,12 +44,11 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        flat = x.reshape(-1, x.shape[-1])  # XLA's CPU gradient of a [N, T, I] product is slow
-        return (product(flat, self.kernel[...]) + self.bias[...]).reshape(*x.shape[:-1], -1)
+        return x @ self.kernel[...] + self.bias[...]
 
 
 class RMSNorm(nnx.Module):
-    """x / √(mean(x²) + ε) · scale, over the last axis; ε stands inside the root.
+    """x / √(mean(x²) + ε) · scale, over the last axis; ε is inside the root.
 
     Shapes: x [..., O] -> [..., O]."""
 
@@ -131,7 +103,7 @@ class Head(nnx.Module):
 
 
 class BlockLinear(nnx.Module):
-    """A linear layer whose matrix is block-diagonal: piece g of x meets kernel[g] alone.
+    """A linear layer with a block-diagonal matrix: kernel[g] multiplies only part g of x.
 
     Shapes: x [..., I] -> [..., O]; kernel [G, I/G, O/G]."""
 
@@ -148,10 +120,10 @@ class BlockLinear(nnx.Module):
 
 
 class BlockGRU(nnx.Module):
-    """A GRU with block-diagonal recurrent matrices, fed by its own state and two inputs.
+    """A GRU with block-diagonal recurrent matrices; its inputs are its own state, z and a.
 
-    The three embeddings [own state, first input, second input] reach every block; the block's own
-    piece of the state reaches only that block. Gates: reset, candidate, update.
+    Every block receives the embeddings of h, z and a; only block g also receives part g of h
+    itself.
 
     Shapes: h [N, D], z [N, Z], a [N, A] -> [N, D].
     Source: the official code's `RSSM._core`, golden file 3_rssm_blocks4."""
@@ -167,33 +139,16 @@ class BlockGRU(nnx.Module):
         self.gates = BlockLinear(deter, 3 * deter, blocks, rngs)
 
     def __call__(self, h, z, a):
-        return self.laid_out()(h, z, a)
-
-    def laid_out(self):
-        """The cell as a function (h, z, a) -> h, whose matrices are cut out before a loop begins
-
-        (of the cell itself, XLA 0.10.2 copies them in every step of the loop: docs/speed.md)."""
-        kernel, width = self.mix.kernel[...], self.mix.kernel.shape[-1]
-        # The inputs that all blocks share meet one dense matrix; a block's own piece is a slice.
-        dense = kernel[:, width:].swapaxes(0, 1).reshape(-1, self.blocks * width)
-        return partial(self._step, list(kernel[:, :width]), dense, list(self.gates.kernel[...]))
-
-    def _step(self, own, dense, gates, h, z, a):
         shared = jnp.concatenate([self.embed_h(h), self.embed_z(z), self.embed_a(a)], -1)
-        pieces = [product(h_g, k) for h_g, k in zip(self._split(h), own)]
-        mixed = jnp.concatenate(pieces, -1) + product(shared, dense) + self.mix.bias[...]
-        mixed = self._split(jax.nn.silu(self.norm(mixed)))
-        biases = self._split(self.gates.bias[...])
-        gates = [product(m, k) + b for m, k, b in zip(mixed, gates, biases)]
-        return jnp.concatenate([self._gate(*both) for both in zip(gates, self._split(h))], -1)
-
-    def _split(self, x):
-        return jnp.split(x, self.blocks, -1)
-
-    def _gate(self, gates, h):
+        own = h.reshape(len(h), self.blocks, -1)
+        shared = jnp.broadcast_to(shared[:, None], (len(h), self.blocks, shared.shape[-1]))
+        x = jnp.concatenate([own, shared], -1).reshape(len(h), -1)
+        x = jax.nn.silu(self.norm(self.mix(x)))
+        gates = self.gates(x).reshape(len(h), self.blocks, -1)
         reset, candidate, update = jnp.split(gates, 3, -1)
-        update = jax.nn.sigmoid(update - 1.0)
-        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1.0 - update) * h
+        candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+        update = jax.nn.sigmoid(update - 1.0)  # initially, most of the state is kept
+        return (update * candidate + (1.0 - update) * own).reshape(h.shape)
 
 
 class Conv(nnx.Module):
@@ -207,41 +162,14 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        """As matrix products: XLA's own convolution takes many times as long inside a loop on a CPU
-        (docs/speed.md). The pixels under one row of the kernel are laid out beside each other.
-        Where channels become fewer, one product serves all rows of the kernel, and its parts are
-        shifted and added; elsewhere each row has a product of its own."""
-        kernel, (height, width) = self.kernel[...], x.shape[1:3]
-        size, _, inputs, outputs = kernel.shape
-        before, after = (size - 1) // 2, size // 2  # what keeps height and width
-        padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
-        wide = jnp.concatenate([padded[:, :, i : i + width] for i in range(size)], -1)
-        if outputs < inputs:
-            columns = kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
-            y = (wide @ columns).reshape(*wide.shape[:3], size, outputs)
-            return sum(y[:, i : i + height, :, i] for i in range(size)) + self.bias[...]
-        rows = kernel.reshape(size, size * inputs, outputs)
-        return sum(wide[:, i : i + height] @ rows[i] for i in range(size)) + self.bias[...]
-
-
-def few_at_a_time(network, size, x):
-    """network(x) of N images; where they are many pixels, of a few images after another.
-
-    So what a convolution lays out stays in a CPU's cache, and for the gradient it is computed again
-    instead of kept: docs/speed.md.
-
-    Shapes: x [N, ...] -> [N, ...]; `size` is the images' height and width where largest."""
-    pixels = CPU_PIXELS if jax.default_backend() == "cpu" else ACCELERATOR_PIXELS
-    few = max(1, pixels // (size[0] * size[1]))
-    if len(x) <= few:
-        return network(x)
-    # Parts of one size where N allows it; the rest of a division would be compiled anew.
-    few = next((n for n in range(few, few // 2, -1) if len(x) % n == 0), few)
-    return jax.lax.map(jax.checkpoint(lambda one: network(one[None])[0]), x, batch_size=few)
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, self.kernel[...], (1, 1), "SAME",
+                                         dimension_numbers=layout)
+        return y + self.bias[...]
 
 
 def max_pool(x):
-    """The largest of each 2 x 2 pixels; an odd last row or column is pooled alone.
+    """The maximum of each 2 x 2 pixels; an odd last row or column is pooled alone.
 
     Shapes: x [N, H, W, C] -> [N, ⌈H/2⌉, ⌈W/2⌉, C]."""
     window = (1, 2, 2, 1)
@@ -249,17 +177,17 @@ def max_pool(x):
 
 
 def upsample(x, height, width):
-    """Each pixel becomes 2 x 2, cut to the size that `max_pool` started from.
+    """Repeat each pixel 2 x 2 times, cropped to the size before `max_pool`.
 
     Shapes: x [N, ⌈H/2⌉, ⌈W/2⌉, C] -> [N, H, W, C]."""
     return x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
 
 
 def image_sizes(shape, multipliers, seed):
-    """Height and width before each halving and after the last, largest first.
+    """Height and width before each halving and after the last one, largest first.
 
     An image is halved while both sides stay at least `seed` pixels, at least once and at most
-    `len(multipliers)` times: 64x64 with seed 4 gives 64, 32, 16, 8, 4 and 10x10 gives 10, 5."""
+    `len(multipliers)` times: with seed 4, 64x64 gives 64, 32, 16, 8, 4 and 10x10 gives 10, 5."""
     sizes = [tuple(shape[:2])]
     while len(sizes) <= len(multipliers) and (len(sizes) == 1 or min(sizes[-1]) >= 2 * seed):
         height, width = sizes[-1]
@@ -268,7 +196,7 @@ def image_sizes(shape, multipliers, seed):
 
 
 class ConvEncoder(nnx.Module):
-    """Image to features: per stage a convolution, a 2 x 2 max-pool, RMS norm over channels, SiLU.
+    """Image to features; each stage is convolution, 2 x 2 max-pool, RMS norm over channels, SiLU.
 
     Shapes: x [..., H, W, C] in [-0.5, 0.5] -> [..., h * w * channels].
     Source: golden file 10_encoder."""
@@ -280,19 +208,19 @@ class ConvEncoder(nnx.Module):
 
     def __call__(self, x):
         lead, x = x.shape[:-3], x.reshape(-1, *x.shape[-3:])
-        return few_at_a_time(self._encode, x.shape[1:3], x).reshape(*lead, -1)
+        return self.encode(x).reshape(*lead, -1)
 
-    def _encode(self, x):
-        """[N, H, W, C] -> [N, h, w, channels]"""
+    def encode(self, x):
+        """Apply all stages: [N, H, W, C] -> [N, h, w, channels]"""
         for conv, norm in zip(self.convs, self.norms):
             x = jax.nn.silu(norm(max_pool(conv(x))))
         return x
 
 
 class ConvDecoder(nnx.Module):
-    """Features to an image: a seed map from h and z, then per stage a doubling and a convolution.
+    """Features to an image: a seed map from h and z; each stage is upsampling and a convolution.
 
-    h reaches the seed map through a block-linear layer, z through two layers.
+    The seed map is the sum of a block-linear layer of h and two layers of z.
 
     Shapes: h [..., D], z [..., Z] -> [..., H, W, C] in (0, 1).
     Source: golden file 10b_decoder."""
@@ -313,7 +241,7 @@ class ConvDecoder(nnx.Module):
 
     def __call__(self, h, z):
         lead, h, z = h.shape[:-1], h.reshape(-1, h.shape[-1]), z.reshape(-1, z.shape[-1])
-        x = few_at_a_time(self._decode, self.stages[0], self._seed_map(h, z))
+        x = self.decode(self._seed_map(h, z))
         return x.reshape(*lead, *x.shape[1:])
 
     def _seed_map(self, h, z):
@@ -323,15 +251,15 @@ class ConvDecoder(nnx.Module):
         seed = pieces.transpose(0, 2, 3, 1, 4).reshape(-1, *self.seed)
         return jax.nn.silu(self.norm(seed + self.from_z(z).reshape(-1, *self.seed)))
 
-    def _decode(self, x):
-        """The seed map [N, h, w, channels] -> [N, H, W, C]"""
+    def decode(self, x):
+        """Apply all stages to seed maps: [N, h, w, channels] -> [N, H, W, C]"""
         for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
             x = jax.nn.silu(norm(conv(upsample(x, *size))))
         return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
 
 
 class VectorDecoder(nnx.Module):
-    """Features to a vector, by an MLP on [h, z].
+    """Features to a vector: an MLP on [h, z].
 
     Shapes: h [..., D], z [..., Z] -> [..., O]."""
 
@@ -364,7 +292,7 @@ def make_decoder(model, shape, is_image, rngs):
 
 
 def _stages(model, shape):
-    """Sizes per stage of an image and the channels of each convolution."""
+    """The image size per stage and the channels of each convolution."""
     stages = image_sizes(shape, model.multipliers, model.seed_pixels)
     channels = tuple(model.depth * m for m in model.multipliers[: len(stages) - 1])
     if channels[-1] % model.blocks:
@@ -375,7 +303,7 @@ def _stages(model, shape):
 
 
 class Categorical(NamedTuple):
-    """Distribution over A classes; samples are one-hot."""
+    """A distribution over A classes; samples are one-hot."""
 
     logits: jax.Array  # [..., A]
 
@@ -414,7 +342,7 @@ class BoundedNormal(NamedTuple):
 
 
 def bounded_normal(mean, std, model):
-    """Mean tanh(·), standard deviation between min_std and max_std by a sigmoid
+    """A BoundedNormal with mean tanh(·) and a standard deviation squashed to min_std ... max_std
 
     Shapes: network outputs mean, std [..., A].
     Source: official code, `bounded_normal`; golden file 7_bounded_normal."""

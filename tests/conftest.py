@@ -2,50 +2,41 @@
 
 Programs are compiled in a hurry, for most are asked what they compute, not how fast: XLA's own
 passes stay as they are, most of LLVM's are left out, which takes half the time and gives slower
-code. What one test compiled, another one loads, in this process and in those that tests start. The
-functions that a test can name are markers: -m symlog, -m week1, -m "observe and week2".
+code. What one test compiled, another one loads, in this process and in all others. The functions
+that a test can name are markers: -m symlog, -m week1, -m "observe and week2".
 """
 
 import json
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-import jax
 import pytest
 
-HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # jax's setting, as processes that tests start read it
-
+# Settings of jax, for this process, which imports it later, and for all that tests start.
+HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[HURRY] = "1"
-jax.config.update(HURRY.lower(), True)
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
-for name, value in (("jax_compilation_cache_dir", SHARED.name),
-                    ("jax_persistent_cache_min_compile_time_secs", 0.0)):
-    kept = os.environ.setdefault(name.upper(), str(value))  # one that started these tests shares it
-    jax.config.update(name, type(value)(kept))
-POOL, BEGUN = ThreadPoolExecutor(1), {}
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED.name)  # or that of who started these
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def pytest_collection_finish(session):
-    """Processes that take long begin at once, one after the other, beside the tests.
-
-    A module's `begin_X(folder, full)` is the beginning of its fixture X, and is called if a test
-    that was chosen asks for that; `full` is the environment of processes that compile in full."""
-    full = {name: value for name, value in os.environ.items() if name != HURRY}
-    for item in [] if session.config.option.collectonly else session.items:
-        for name in getattr(item, "fixturenames", ()):
-            if hasattr(item.module, f"begin_{name}") and name not in BEGUN:
-                folder = Path(SHARED.name) / name
-                folder.mkdir()
-                BEGUN[name] = POOL.submit(getattr(item.module, f"begin_{name}"), folder, full)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the options
+def pytest_cmdline_main(config):
+    """Who asks for all fast tests has them in two processes, each file in one of them."""
+    option = config.option
+    chosen = option.file_or_dir or option.keyword or option.markexpr != "not slow"
+    alone = chosen or option.collectonly or option.usepdb or hasattr(config, "workerinput")
+    if not alone and config.pluginmanager.hasplugin("xdist") and option.numprocesses is None:
+        option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
 
 
 @pytest.fixture(scope="session")
-def begun():
-    """begun(X) is what begin_X gave."""
-    return lambda name: BEGUN[name].result()
+def full():
+    """The environment of processes that compile in full, as those of a user do."""
+    return {name: value for name, value in os.environ.items() if name != HURRY}
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +44,27 @@ def _slow_tests_in_full(request, monkeypatch):
     """Slow tests measure what a user gets, and train for long."""
     if request.node.get_closest_marker("slow"):
         monkeypatch.delenv(HURRY)
-        jax.config.update(HURRY.lower(), False)
-        yield
-        jax.config.update(HURRY.lower(), True)
+        with _in_full():
+            yield
     else:
         yield
+
+
+@pytest.fixture(scope="session")
+def in_full():
+    """in_full(): a block in which this process compiles as that of a user does."""
+    return _in_full
+
+
+@contextmanager
+def _in_full():
+    import jax  # not at the top: who grades starts many processes that do without
+
+    jax.config.update(HURRY.lower(), False)
+    try:
+        yield
+    finally:
+        jax.config.update(HURRY.lower(), True)
 
 
 # In a student's copy, where dreamer.py may hold anything: the weeks as they were handed out.
@@ -84,9 +91,17 @@ def pytest_configure(config):
         config.addinivalue_line("markers", f"week{week}: rests on nothing of a later week")
 
 
+# The files that take longest: they come first, so that neither process is left with one at the end.
+LONGEST = ["test_tiny_worlds.py", "test_session.py", "test_report.py", "test_program.py",
+           "test_seeds.py", "test_grade.py", "test_mutants.py", "test_explain.py", "test_suite.py",
+           "test_handout.py", "test_bench.py", "test_user_env.py", "test_replay.py"]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """A test belongs to the latest week of the functions that it names."""
+    """A test belongs to the latest week of the functions that it names; long files come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     for item in items:
         names = {mark.name for mark in item.iter_markers()} & WEEKS.keys()
         if week := max((WEEKS[name] for name in names), default=0):

@@ -1,4 +1,4 @@
-"""The agent without one part at a time: which runs are made, what is kept, drawn and told."""
+"""The agent without one part at a time: runs, results, plots and messages."""
 
 import os
 from functools import partial
@@ -11,6 +11,7 @@ from PIL import Image
 
 import dreamer
 import gymnax_wrappers
+from tests import pages
 from utils import ablations
 from utils.core import config
 from utils.core.settings import Config
@@ -24,7 +25,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A small configuration file with two ablations and a block that is none."""
+    """A small configuration file with two ablations and another preset."""
     settings = config.load(SHIPPED, Config, ["debug"])
     blocks = ("presets:\n  no_unimix: {model: {unimix: 0}}\n  mine: {learning: {eta: 0}}\n"
               "  no_free_bits: {learning: {free_bits: 0}}\n")
@@ -34,22 +35,22 @@ def tiny(tmp_path):
 
 
 def _no_time(begun, run):
-    """Stands in for a run that succeeds."""
+    """A stub for a successful run."""
     begun.append((run.config.model.unimix, run.config.learning.free_bits, run.config.learning.eta,
                   run.config.run.env, run.config.run.seed))
     return 0
 
 
 def _unimix_as_score(run, folder):
-    """Stands in for what such a run leaves."""
+    """A stub for the result of such a run."""
     score = 100.0 * run.model.unimix + run.run.seed
-    return {"seed": run.run.seed, "mark": runs.mark(run), "score": score, "steps": 100,
+    return {"seed": run.run.seed, "mark": runs.fingerprint(run), "score": score, "steps": 100,
             "seconds": 60, "curve": [[50, 0.0], [100, score]]}
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Runs take no time: -> what was begun, in order"""
+    """Fake runs -> the runs started, in order"""
     begun = []
     monkeypatch.setattr(runs, "train", partial(_no_time, begun))
     monkeypatch.setattr(runs, "result", _unimix_as_score)
@@ -57,12 +58,12 @@ def pretend(monkeypatch):
 
 
 def call(tiny, *flags):
-    """The command, in this process, with its folders beside the configuration."""
+    """The command in this process, with its folders next to the configuration."""
     return ablations.main(["--config", str(tiny), "--results", str(tiny.parent / "results"),
                            "--runs", str(tiny.parent / "runs"), *flags])
 
 
-def test_the_full_agent_and_every_block_that_begins_with_no_are_run_seed_by_seed(tiny, pretend):
+def test_the_full_agent_and_every_preset_that_begins_with_no_are_run_seed_by_seed(tiny, pretend):
     assert call(tiny, "--seeds", "2", "--env", "CartPole-v1", "--env", "Catch-bsuite") == 0
     assert pretend == [(*numbers, 0.01, env, seed) for seed in (0, 1)
                        for env in ("CartPole-v1", "Catch-bsuite")
@@ -74,10 +75,10 @@ def test_the_full_agent_and_every_block_that_begins_with_no_are_run_seed_by_seed
     assert [seed["seed"] for seed in found["CartPole-v1"]["no_unimix"]["seeds"]] == [0, 1]
 
 
-def test_what_was_made_is_not_made_again_and_other_numbers_are(tiny, pretend, capsys):
+def test_finished_runs_are_skipped_unless_their_settings_changed(tiny, pretend, capsys):
     flags = ["--seeds", "1", "--env", "CartPole-v1", "--preset", "no_unimix"]
     assert call(tiny, *flags) == call(tiny, *flags) == 0 and len(pretend) == 2
-    assert "no_unimix, CartPole-v1, seed 0: done before" in capsys.readouterr().out
+    assert "no_unimix, CartPole-v1, seed 0: already done" in capsys.readouterr().out
     tiny.write_text(tiny.read_text(encoding="utf-8").replace("{unimix: 0}", "{unimix: 0.5}"),
                     encoding="utf-8")
     assert call(tiny, *flags) == 0 and [numbers[0] for numbers in pretend] == [0.01, 0.0, 0.5]
@@ -85,12 +86,12 @@ def test_what_was_made_is_not_made_again_and_other_numbers_are(tiny, pretend, ca
     assert [seed["score"] for seed in found["no_unimix"]["seeds"]] == [50.0]
 
 
-def test_an_ablation_of_ones_own_is_any_preset(tiny, pretend):
+def test_any_preset_can_be_an_ablation(tiny, pretend):
     assert call(tiny, "--seeds", "1", "--env", "CartPole-v1", "--preset", "mine") == 0
     assert [numbers[2] for numbers in pretend] == [0.01, 0.0]
 
 
-def test_results_stand_in_the_order_of_the_yaml_whichever_was_made_first(tiny, pretend):
+def test_results_are_in_the_order_of_the_yaml(tiny, pretend):
     for name in ("no_free_bits", "no_unimix"):
         assert call(tiny, "--seeds", "1", "--env", "CartPole-v1", "--preset", name) == 0
     found = runs.read(tiny.parent / "results" / "ablations.json")["CartPole-v1"]
@@ -119,7 +120,7 @@ def test_a_single_seed_has_no_interval(tiny, pretend, capsys):
 @pytest.mark.parametrize("flags, words", [
     (["--env", "Cartpole"], ["'Cartpole'", "CartPole-v1"]),
     (["--preset", "no_unimx"], ["'no_unimx'", "'no_unimix'"]),
-    (["--seeds", "0"], ["--seeds", "from 1 on", "0"]),
+    (["--seeds", "0"], ["--seeds", "of at least 1", "0"]),
     (["--sedes", "2"], ["--sedes"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
 ])
@@ -132,21 +133,21 @@ def test_a_wrong_flag_gets_one_line_and_status_2(flags, words, capsys, tmp_path,
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', '{"CartPole-v1": {"full": {}}}'])
-def test_results_of_another_program_are_told_of(text, tiny, capsys):
+def test_results_of_another_program_are_reported(text, tiny, capsys):
     (tiny.parent / "results").mkdir()
     (tiny.parent / "results" / "ablations.json").write_text(text, encoding="utf-8")
     assert call(tiny, "--table") == call(tiny) == 2
     assert capsys.readouterr().err.count("each with its seeds\n") == 2
 
 
-def test_a_file_without_ablations_is_told_of(tiny, capsys):
+def test_a_file_without_ablations_is_reported(tiny, capsys):
     text = tiny.read_text(encoding="utf-8")
     tiny.write_text(text[:text.index("presets:")], encoding="utf-8")
     assert call(tiny) == 2
     assert "no preset begins with no_" in capsys.readouterr().err
 
 
-def test_each_ablation_changes_one_number_and_says_what_that_does():
+def test_each_ablation_changes_one_number_and_explains_the_effect():
     text, full = SHIPPED.read_text(encoding="utf-8"), config.load(SHIPPED, Config)
     for name in ablations.ablations(SHIPPED):
         changed = config.differences(config.load(SHIPPED, Config, [name]), config.dump(full))
@@ -163,36 +164,36 @@ def test_without_one_of_its_parts_the_agent_still_learns_finite_weights(name):
     program, _ = dreamer.build(settings, gymnax_wrappers.make("CartPole-v1"))
     key = jax.random.key(0)
     loop = dreamer.init(program, key)
-    loop, _ = dreamer.fill.lower(program, loop, 20).compile(QUICK)(loop)
+    loop, _ = dreamer.prefill.lower(program, loop, 20).compile(QUICK)(loop)
     loop, _, metrics = dreamer.train_chunk.lower(program, loop, 20).compile(QUICK)(loop)
     leaves = jax.tree.leaves((loop.agent.params, metrics))
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
 
 
 def results():
-    """What docs/ablations.json holds."""
+    """The content of docs/ablations.json."""
     found = runs.read(DOCS / ablations.RESULTS)
     if not found:
         pytest.skip("docs/ablations.json is not measured yet")
     return found
 
 
-def test_the_readme_holds_the_table_of_the_ablations():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert ablations.table(results()) in readme, "fill it by: python -m utils.ablations --table"
+def test_a_page_contains_the_table_of_the_ablations():
+    assert ablations.table(results()) == pages.block("ablations"), (
+        "fill it by: python -m utils.ablations --table")
     assert (DOCS / ablations.PICTURE).exists()
 
 
-def test_the_ablations_were_run_with_the_numbers_that_are_shipped():
+def test_the_ablations_were_run_with_the_shipped_settings():
     for env, found in results().items():
         for name, one in found.items():
             presets = [] if name == ablations.FULL else [name]
             for seed in one["seeds"]:
                 now = runs.resolved(SHIPPED, env, seed["seed"], presets)
-                assert seed["mark"] == runs.mark(now), (env, name, seed["seed"])
+                assert seed["mark"] == runs.fingerprint(now), (env, name, seed["seed"])
 
 
-def test_a_part_with_no_full_agent_beside_it_is_drawn_all_the_same(tmp_path):
+def test_an_ablation_without_a_full_agent_is_plotted_too(tmp_path):
     curve = {"seeds": [{"seed": 0, "curve": [[0, 1.0], [10, 2.0]]}]}
     charts.ablations(tmp_path / "x.png", {"CartPole-v1": {"no_unimix": curve}})
     Image.open(tmp_path / "x.png").verify()

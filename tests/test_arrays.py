@@ -1,4 +1,4 @@
-"""Arrays survive the disk bit for bit, a failing save costs nothing, a wrong file is named."""
+"""Arrays are restored bit for bit, a failed save loses nothing, a wrong file is named."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def agent_state(seed):
             "range": [jnp.array([-0.0, jnp.inf])]}
 
 
-def test_a_tree_with_an_nnx_module_comes_back_from_the_disk_bit_for_bit(tmp_path):
+def test_a_tree_with_an_nnx_module_is_restored_from_disk_bit_for_bit(tmp_path):
     saved, other = agent_state(1), agent_state(2)
     arrays.save(tmp_path / "agent.npz", arrays.flatten(saved))
     loaded = arrays.unflatten(other, arrays.load(tmp_path / "agent.npz"))
@@ -76,7 +76,7 @@ def test_a_missing_array_is_named():
         arrays.unflatten(tree, {"a": np.zeros(1, np.float32)})
 
 
-def test_two_arrays_of_one_name_are_refused():
+def test_two_arrays_with_the_same_name_are_refused():
     with pytest.raises(ValueError, match="'a/b'"):
         arrays.flatten({"a/b": jnp.zeros(1), "a": {"b": jnp.zeros(1)}})
 
@@ -91,13 +91,13 @@ def test_any_name_can_be_saved(tmp_path):
         assert loaded[name].dtype == array.dtype
 
 
-def test_the_same_arrays_make_the_same_file(tmp_path):
+def test_equal_arrays_give_equal_files(tmp_path):
     for name in ("one.npz", "two.npz"):
         arrays.save(tmp_path / name, {"a": np.arange(3)})
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
 
 
-def test_a_save_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
+def test_a_save_that_fails_midway_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "w.npz"
     arrays.save(path, {"a": np.ones(2)})
     with pytest.raises(ValueError, match="Object arrays"):
@@ -106,7 +106,7 @@ def test_a_save_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_new_file_is_whole_and_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+def test_the_new_file_is_complete_and_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     path, events = tmp_path / "w.npz", []
     monkeypatch.setattr(files.os, "fsync", lambda handle: events.append("synced"))
     monkeypatch.setattr(files.os, "replace", lambda source, target: events.append(
@@ -116,7 +116,7 @@ def test_the_new_file_is_whole_and_on_the_disk_before_it_takes_the_name(tmp_path
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "flipped", "pickle"])
-def test_a_file_that_is_no_whole_archive_is_refused_in_one_line(tmp_path, damage):
+def test_an_incomplete_archive_is_refused_in_one_line(tmp_path, damage):
     path = tmp_path / "w.npz"
     arrays.save(path, {"a": np.arange(1000)})
     content = bytearray(path.read_bytes())
@@ -134,6 +134,6 @@ def test_a_file_that_is_no_whole_archive_is_refused_in_one_line(tmp_path, damage
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_does_not_exist_is_said_to_be_missing(tmp_path):
+def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"w\.npz"):
         arrays.load(tmp_path / "w.npz")

@@ -1,4 +1,4 @@
-"""Every mistake of the user's gets one line that helps, status 2, and leaves nothing behind."""
+"""Every user error gets one helpful line and status 2, and leaves no files."""
 
 import ast
 import os
@@ -19,7 +19,7 @@ SHIPPED = str(ROOT / "dreamer.yaml")
 
 @pytest.fixture
 def refuse(tmp_path, monkeypatch, capsys):
-    """Runs the command in an empty folder; gives the one line that it says."""
+    """Runs the command in an empty folder -> its one line of output."""
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -83,7 +83,7 @@ def _refused(capsys, *argv):
      ["model.depth", "multiple of model.blocks = 8", "found 3"]),
     (["--set", "run.observation=image"], ["run.observation", "2 or 3 axes", "CartPole-v1"]),
 ])
-def test_a_wrong_flag_or_value_is_named_with_what_was_expected(refuse, flags, words):
+def test_a_wrong_flag_or_value_is_named_with_the_expected_one(refuse, flags, words):
     line = refuse(*flags)
     assert all(word in line for word in words), line
 
@@ -114,11 +114,11 @@ def _shipped_with(change):
     (_shipped_with(lambda tree: tree["presets"].update(mine=[])), ["preset mine", "a mapping"]),
     (_shipped_with(lambda tree: tree["presets"].update(mine={"model": []})),
      ["preset mine: model", "expected a mapping"]),
-    ("run:\n  seed: 1\n  seed: 2\n", ["line 3", "'seed' stands twice"]),
+    ("run:\n  seed: 1\n  seed: 2\n", ["line 3", "'seed' occurs twice"]),
     ("run:\n  seed: 2020-13-45\n", ["line 2, column 9", "not valid YAML", "month"]),
     ("run: !!python/object/apply:os.getcwd []\n", ["line 1", "not valid YAML", "os.getcwd"]),
 ])
-def test_a_wrong_file_is_named_with_what_is_wrong_in_it(refuse, tmp_path, text, words):
+def test_a_wrong_file_is_named_with_its_error(refuse, tmp_path, text, words):
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     line = refuse("--config", str(path))
@@ -143,7 +143,7 @@ def test_a_file_without_permission_is_named(refuse, tmp_path):
     assert "permission denied" in refuse("--config", str(path))
 
 
-def test_a_folder_that_cannot_be_written_or_holds_a_run_is_named(refuse, tmp_path):
+def test_a_folder_that_is_not_writable_or_contains_a_run_is_named(refuse, tmp_path):
     file = tmp_path / "file"
     file.touch()
     assert "cannot be written" in refuse("--logdir", str(file / "run"))
@@ -151,24 +151,24 @@ def test_a_folder_that_cannot_be_written_or_holds_a_run_is_named(refuse, tmp_pat
     done = tmp_path / "done"
     done.mkdir()
     (done / "metrics.jsonl").write_text("{}\n")
-    assert "already holds a run" in refuse("--logdir", str(done))
+    assert "already contains a run" in refuse("--logdir", str(done))
     assert os.listdir(done) == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize(
     "name", ["config.yaml", "metrics.jsonl", "scores.jsonl", "learning_curve.png", "weights.npz"])
-def test_no_file_that_a_run_would_write_is_ever_overwritten(refuse, tmp_path, name):
+def test_no_file_of_a_run_is_ever_overwritten(refuse, tmp_path, name):
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / name).write_text("mine")
-    assert f"{kept}: already holds a run ({name})" in refuse("--logdir", str(kept))
+    assert f"{kept}: already contains a run ({name})" in refuse("--logdir", str(kept))
     assert [path.name for path in kept.iterdir()] == [name]
     assert (kept / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("found, words", [
     ((3, 10, 12), ["Python 3.11", "3.10.12"]), ((2, 7, 18), ["Python 3.11", "2.7.18"])])
-def test_an_old_python_is_told_what_is_needed(monkeypatch, capsys, found, words):
+def test_an_old_python_is_refused_with_the_required_version(monkeypatch, capsys, found, words):
     monkeypatch.setattr(versions.sys, "version_info", found)
     with pytest.raises(SystemExit) as stopped:
         versions.check()
@@ -178,7 +178,7 @@ def test_an_old_python_is_told_what_is_needed(monkeypatch, capsys, found, words)
 
 
 @pytest.mark.parametrize("package", ["jax", "flax", "optax", "gymnax"])
-def test_an_old_package_is_named_with_the_version_that_is_needed(monkeypatch, capsys, package):
+def test_an_old_package_is_named_with_the_required_version(monkeypatch, capsys, package):
     monkeypatch.setattr(versions, "OLDEST", versions.OLDEST | {package: (99, 1)})
     with pytest.raises(SystemExit) as stopped:
         versions.check()
@@ -187,7 +187,7 @@ def test_an_old_package_is_named_with_the_version_that_is_needed(monkeypatch, ca
     assert f"{package} 99.1 or newer" in line and "requirements.txt" in line
 
 
-def test_a_package_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(versions, "OLDEST", {"no-such-package": (1,)})
     assert "no-such-package is not installed" in versions.package_problem()
 
@@ -208,17 +208,17 @@ def _run_program(folder, *command, path=""):
 
 @pytest.fixture
 def empty(tmp_path):
-    """A folder with nothing in it, not even what a test needs beside it."""
+    """An empty folder."""
     folder = tmp_path / "empty"
     folder.mkdir()
     return folder
 
 
-def test_the_program_itself_ends_with_status_2_and_one_line(empty):
+def test_the_program_itself_exits_with_status_2_and_one_line(empty):
     assert "CartPole-v1" in _run_program(empty, ROOT / "dreamer.py", "--env", "CartPole")
 
 
-def test_an_old_jax_is_told_what_is_needed_before_it_is_imported(empty, tmp_path):
+def test_an_old_jax_is_refused_before_it_is_imported(empty, tmp_path):
     old = tmp_path / "site" / "jax-0.4.30.dist-info"
     old.mkdir(parents=True)
     (old / "METADATA").write_text("Metadata-Version: 2.1\nName: jax\nVersion: 0.4.30\n")
@@ -227,7 +227,7 @@ def test_an_old_jax_is_told_what_is_needed_before_it_is_imported(empty, tmp_path
     assert "jax 0.10 or newer is needed, found 0.4.30" in said
 
 
-def test_an_old_python_is_told_what_is_needed_before_anything_is_imported(empty):
+def test_an_old_python_is_refused_before_anything_is_imported(empty):
     pretend = ("import runpy, sys; sys.version_info = (3, 10, 1); sys.modules['jax'] = None; "
                f"runpy.run_path({str(ROOT / 'dreamer.py')!r}, run_name='__main__')")
     said = _run_program(empty, "-c", pretend, path=ROOT)
@@ -236,5 +236,5 @@ def test_an_old_python_is_told_what_is_needed_before_anything_is_imported(empty)
 
 @pytest.mark.parametrize("name", ["dreamer", "utils/__init__", "utils/core/__init__",
                                   "utils/core/versions", "utils/core/xla"])
-def test_an_old_python_can_read_what_it_meets_before_it_is_told(name):
+def test_an_old_python_can_parse_the_files_up_to_the_version_check(name):
     ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 7))

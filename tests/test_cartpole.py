@@ -1,13 +1,15 @@
-"""The main job, measured as a user meets it: ten seeds of CartPole, and what the README says of it.
+"""The main job, measured as a user meets it: ten seeds of CartPole, and what the pages say of it.
 
 `python -m pytest -m slow tests/test_cartpole.py` measures anew and writes docs/cartpole.json and
-docs/cartpole.png; `python -m tests.test_cartpole` then prints the table for the README.
+docs/cartpole.png; `python -m tests.test_cartpole` draws the picture again and
+prints the sentence for README.md and the table for docs/results.md.
 """
 
 import json
+import math
 import multiprocessing
 import os
-import re
+import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import pages
 from utils.core.machine import machine
 from utils.run.curves import seeds_curve
 
@@ -78,6 +81,24 @@ def table(results):
         f"Python {versions['python']}, jax {versions['jax']}, flax {versions['flax']}.")
 
 
+def summary(results):
+    """The results in a sentence, as README.md has them."""
+    steps, seconds, scores = zip(*((run["solved_steps"] or math.inf,
+                                    run["solved_seconds"] or math.inf, run["final_return"])
+                                   for run in results["runs"]))
+    count = sum(math.isfinite(one) for one in steps)
+    return (f"{count} of {len(steps)} seeds solve CartPole-v1 (mean return {SOLVED:g}) within "
+            f"{max(steps):,} environment steps (median {statistics.median(steps):,.0f}) and "
+            f"{min(seconds):.0f}-{max(seconds):.0f} s (median {statistics.median(seconds):.0f} s). "
+            f"With the weights that a run keeps, the worst seed scores {min(scores):g} of 500.")
+
+
+def draw(results):
+    """The picture of the ten seeds."""
+    curves = [(run["seed"], *zip(*run["evaluations"])) for run in results["runs"]]
+    seeds_curve(PICTURE, "CartPole-v1, ten seeds", curves, SOLVED)
+
+
 def shortfalls(run):
     """What one run owes to the figures that are promised, in words."""
     reached = run["solved_steps"] is not None and run["solved_steps"] <= MOST_STEPS
@@ -91,14 +112,6 @@ def shortfalls(run):
     return [f"seed {run['seed']}: {words}" for words, holds in checks.items() if not holds]
 
 
-def readme_results():
-    """What stands in the README between the two marks."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    match = re.search("<!-- results -->(.*)<!-- /results -->", text, re.DOTALL)
-    assert match, "README.md: a pair of marks is expected, <!-- results --> and <!-- /results -->"
-    return match[1]
-
-
 @pytest.mark.slow
 def test_ten_seeds_solve_cartpole_in_ten_thousand_steps_a_minute_and_a_gigabyte(tmp_path):
     folders = [tmp_path / str(seed) for seed in SEEDS]
@@ -107,19 +120,19 @@ def test_ten_seeds_solve_cartpole_in_ten_thousand_steps_a_minute_and_a_gigabyte(
         results = machine() | {"runs": list(pool.map(measure, SEEDS, folders))}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    curves = [(run["seed"], *zip(*run["evaluations"])) for run in results["runs"]]
-    seeds_curve(PICTURE, "CartPole-v1, ten seeds", curves, SOLVED)
+    draw(results)
     missed = [words for run in results["runs"] for words in shortfalls(run)]
     assert not missed, "\n".join(missed)
 
 
-def test_the_readme_holds_the_measured_numbers_of_all_ten_seeds():
+def test_a_page_holds_the_measured_numbers_of_all_ten_seeds():
     if not RESULTS.exists():
         pytest.skip("docs/cartpole.json is not measured yet")
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert [run["seed"] for run in results["runs"]] == list(SEEDS)
     assert PICTURE.exists()
-    assert table(results) in readme_results(), "fill it by: python -m tests.test_cartpole"
+    assert table(results) in pages.block("results"), "fill it by: python -m tests.test_cartpole"
+    assert summary(results) in " ".join(pages.block("ten seeds").split())
 
 
 def test_a_run_that_misses_every_figure_is_told_of_each_and_a_good_one_of_none():
@@ -132,4 +145,6 @@ def test_a_run_that_misses_every_figure_is_told_of_each_and_a_good_one_of_none()
 
 
 if __name__ == "__main__":
-    print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
+    draw(measured)
+    print(summary(measured), table(measured), sep="\n\n")

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back to the bit, and what is damaged is noticed."""
+"""Checkpoints are restored bit for bit, and damage is noticed."""
 
 import json
 from typing import NamedTuple
@@ -16,7 +16,7 @@ RINGS, SIZE = 2, 8  # environments, rows of each
 
 
 class Row(NamedTuple):
-    """Columns that stay, and the two that training refreshes."""
+    """Constant columns, and the two that training refreshes."""
 
     x: jax.Array
     h: jax.Array
@@ -29,7 +29,7 @@ def _empty():
 
 
 def _written(buffer, rows):
-    """The buffer after `rows` more rows, each unlike all others, and new latents everywhere."""
+    """The buffer after `rows` more rows, all different, and new latents everywhere."""
     for _ in range(rows):
         t = float(buffer.written)
         x, h, z = t + jnp.arange(6.0).reshape(2, 3), t + jnp.ones((2, 2)), jnp.full(2, int(t))
@@ -58,7 +58,7 @@ def checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("saves", [[3], [3, 2], [3, 5, 4], [9, 1, 30, 2], [8, 8, 8]])
-def test_a_replay_comes_back_as_it_was_however_often_it_was_saved_and_went_round(
+def test_a_replay_is_restored_exactly_after_any_number_of_saves_and_wraps(
         checkpoints, saves):
     buffer = _empty()
     for number, rows in enumerate(saves):
@@ -131,21 +131,21 @@ def test_a_damaged_record_is_noticed(checkpoints, harm):
     assert "0000000002.json: is damaged" in lines[0]
 
 
-def test_a_record_whose_numbers_were_changed_by_hand_is_noticed(checkpoints):
+def test_a_record_that_was_edited_by_hand_is_noticed(checkpoints):
     _save(checkpoints, 1)
     path = checkpoints.folder / "0000000001.json"
     path.write_text(path.read_text().replace("of 1", "of 2"))
-    with pytest.raises(ValueError, match="holds no checkpoint that is whole"):
+    with pytest.raises(ValueError, match="contains no intact checkpoint"):
         checkpoints.load(lambda line: None)
 
 
-def test_where_no_checkpoint_is_that_is_said(checkpoints):
-    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+def test_a_missing_checkpoint_is_reported(checkpoints):
+    with pytest.raises(ValueError, match="contains no checkpoint yet"):
         checkpoints.load(_no_warning)
     assert checkpoints.last_step() is None
 
 
-def test_a_later_checkpoint_that_was_given_up_disappears(checkpoints):
+def test_a_later_discarded_checkpoint_is_deleted(checkpoints):
     for step in (1, 2, 3):
         _save(checkpoints, step)
     checkpoints.forget_after(2)
@@ -154,7 +154,7 @@ def test_a_later_checkpoint_that_was_given_up_disappears(checkpoints):
 
 
 class FullDisk:
-    """Stands in for the functions that write a file: the n-th call finds no space."""
+    """A stub for the functions that write a file: the n-th call finds no space."""
 
     def __init__(self, fails_at):
         self.left = fails_at
@@ -168,7 +168,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2])  # rows, arrays, record
-def test_a_save_that_fails_leaves_the_older_checkpoint_whole(checkpoints, monkeypatch, fails_at):
+def test_a_failed_save_leaves_the_older_checkpoint_intact(checkpoints, monkeypatch, fails_at):
     _save(checkpoints, 1, _written(_empty(), 3))
     disk = FullDisk(fails_at)
     monkeypatch.setattr(checkpoint, "save", disk)
@@ -178,7 +178,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint_whole(checkpoints, monkey
     assert checkpoints.load(_no_warning).record["step"] == 1
 
 
-def test_what_is_saved_is_arrays_and_json_without_pickle(checkpoints):
+def test_a_checkpoint_consists_of_arrays_and_json_without_pickle(checkpoints):
     _save(checkpoints, 1, _written(_empty(), 3))
     for path in checkpoints.folder.iterdir():
         assert path.suffix in (".json", ".npz")

@@ -1,4 +1,4 @@
-"""One YAML file, presets and --set give typed, frozen numbers; whatever they cannot is an error."""
+"""One YAML file, presets and --set give typed, frozen numbers; invalid input is an error."""
 
 import dataclasses
 from fractions import Fraction
@@ -38,7 +38,7 @@ PAPER = {
 
 @pytest.fixture
 def tree():
-    """The shipped file, to be changed by a test."""
+    """The shipped file, for tests to modify."""
     return yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
 
 
@@ -52,14 +52,14 @@ def _write(tmp_path, tree):
     return path
 
 
-def test_every_field_has_the_type_that_it_is_declared_with():
+def test_every_field_has_its_declared_type():
     for section, key, _, value in config.rows(load(SHIPPED, Config)):
         part = {field.name: field.type for field in dataclasses.fields(Config)}[section]
         kind = {field.name: field.type for field in dataclasses.fields(part)}[key]
         assert type(value) is (tuple if key == "multipliers" else kind), f"{section}.{key}"
 
 
-def test_the_last_preset_wins_and_set_wins_over_all():
+def test_the_last_preset_wins_and_set_overrides_all():
     assert load(SHIPPED, Config, ["size12m"]).model.deter == 2048
     assert load(SHIPPED, Config, ["size12m", "size25m"]).model.deter == 3072
     assert load(SHIPPED, Config, ["size25m", "size12m"]).model.deter == 2048
@@ -67,13 +67,13 @@ def test_the_last_preset_wins_and_set_wins_over_all():
     assert (both.model.deter, both.model.units) == (128, 256)
 
 
-def test_the_block_paper_holds_the_numbers_of_the_paper():
+def test_the_preset_paper_has_the_numbers_of_the_paper():
     paper = dataclasses.asdict(load(SHIPPED, Config, ["paper"]))
     for section, numbers in PAPER.items():
         assert {key: paper[section][key] for key in numbers} == numbers, section
 
 
-def test_the_block_paper_leaves_no_number_of_the_algorithm_to_the_defaults(tree):
+def test_the_preset_paper_sets_every_number_of_the_algorithm(tree):
     stated = tree["presets"]["paper"]
     for section, keys in _without_presets(tree).items():
         if section == "log":  # nothing of the algorithm
@@ -92,31 +92,31 @@ def test_overlays_change_neither_what_was_given_nor_what_was_loaded_before():
 
 
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "0.0003", "'3e-4'"])
-def test_a_float_may_be_written_as_pyyaml_reads_text(text):
+def test_a_float_may_be_written_in_a_form_that_pyyaml_reads_as_text(text):
     assert load(SHIPPED, Config, sets=[f"optimizer.lr={text}"]).optimizer.lr == 3e-4
 
 
-def test_the_file_itself_may_write_a_float_so(tmp_path):
+def test_the_file_itself_may_use_that_form_of_a_float(tmp_path):
     text = SHIPPED.read_text(encoding="utf-8").replace("eta: 0.01", "eta: 1e-2", 1)
     assert yaml.safe_load(text)["learning"]["eta"] == "1e-2"  # text: the trap that is tested
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     assert load(tmp_path / "mine.yaml", Config) == load(SHIPPED, Config)
 
 
-def test_a_whole_float_is_a_whole_number_and_a_whole_number_a_float():
+def test_a_whole_float_is_accepted_as_an_integer_and_an_integer_as_a_float():
     loaded = load(SHIPPED, Config, sets=["run.steps=1e4", "run.train_ratio=64"])
     assert (loaded.run.steps, loaded.run.train_ratio) == (10_000, 64.0)
     assert (type(loaded.run.steps), type(loaded.run.train_ratio)) == (int, float)
 
 
-def test_the_resolved_configuration_loads_again_as_it_was(tmp_path):
+def test_the_dumped_configuration_loads_back_equal(tmp_path):
     resolved = load(SHIPPED, Config, ["debug"], ["optimizer.eps=1e-19", "run.seed=7"])
     path = tmp_path / "config.yaml"
     path.write_text(config.dump(resolved), encoding="utf-8")
     assert load(path, Config) == resolved
 
 
-def test_nothing_changes_a_configuration():
+def test_a_configuration_is_immutable():
     loaded = load(SHIPPED, Config)
     with pytest.raises(dataclasses.FrozenInstanceError):
         loaded.model.deter = 1
@@ -124,7 +124,7 @@ def test_nothing_changes_a_configuration():
         loaded.model = None
 
 
-def test_yaml_that_would_make_an_object_is_refused_and_runs_nothing(tmp_path):
+def test_yaml_that_would_construct_an_object_is_refused_and_runs_nothing(tmp_path):
     trap, path = tmp_path / "trap", tmp_path / "evil.yaml"
     path.write_text(f"run: !!python/object/apply:os.mkdir ['{trap}']\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="is not valid YAML"):
@@ -148,20 +148,20 @@ def test_every_key_of_the_shipped_file_must_be_there(tree, monkeypatch):
 
 @pytest.mark.parametrize(
     "value", [True, None, [1], {"a": 1}, "many", ".nan", ".inf", 2.5, "2.5", 10**400])
-def test_a_whole_number_is_nothing_else(tmp_path, tree, value):
+def test_other_values_are_refused_for_a_whole_number(tmp_path, tree, value):
     tree["replay"]["batch"] = yaml.safe_load(value) if str(value).startswith(".") else value
     with pytest.raises(ConfigError, match="replay.batch: expected a whole number at least 1"):
         load(_write(tmp_path, tree), Config)
 
 
 @pytest.mark.parametrize("value", ["true", "", "[1]", "{a: 1}", "fast", ".nan", "-.inf", "1e999"])
-def test_a_number_is_nothing_else(value):
+def test_other_values_are_refused_for_a_number(value):
     with pytest.raises(ConfigError, match="optimizer.lr: expected a number more than 0, found"):
         load(SHIPPED, Config, sets=[f"optimizer.lr={value}"])
 
 
 @pytest.mark.parametrize("value", ["5", "true", "", "[a]", "2020-01-01"])
-def test_text_is_nothing_else(value):
+def test_other_values_are_refused_for_a_text(value):
     with pytest.raises(ConfigError, match="run.env: expected text, found"):
         load(SHIPPED, Config, sets=[f"run.env={value}"])
 
@@ -171,16 +171,16 @@ def test_a_large_whole_number_keeps_every_digit():
     assert load(SHIPPED, Config, sets=[f"run.steps={steps}"]).run.steps == steps
 
 
-def test_a_preset_is_checked_even_where_it_is_not_asked_for(tmp_path, tree):
+def test_a_preset_is_checked_even_if_it_is_not_used(tmp_path, tree):
     tree["presets"]["mine"] = {"model": {"detre": 64}}
     with pytest.raises(ConfigError, match=r"preset mine: model.detre: unknown key.*'deter'"):
         load(_write(tmp_path, tree), Config)
 
 
-def test_a_key_that_stands_twice_is_an_error_with_its_line(tmp_path):
+def test_a_duplicate_key_is_an_error_with_its_line(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("run:\n  seed: 1\n  seed: 2\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="line 3, column 3.*'seed' stands twice"):
+    with pytest.raises(ConfigError, match="line 3, column 3.*'seed' occurs twice"):
         load(path, Config)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import dreamer
+from tests import pages
 from utils import equations, handout
 from utils.course import catalogue
 
@@ -18,14 +20,12 @@ ROOT = Path(__file__).parent.parent
 KNOWN = catalogue.functions()
 HELD = catalogue.tests(KNOWN)
 TASKS = [function for function in KNOWN.values() if function.week]
+METHODS = {task.name for task in TASKS} - {*vars(dreamer)}
 ALL_WEEKS = " or ".join(f"week{week}" for week in sorted({task.week for task in TASKS}))
 
 
-def test_the_table_of_the_readme_is_made_from_the_docstrings():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start, end = "<!-- equations -->", "<!-- /equations -->"
-    assert text.count(start) == text.count(end) == 1
-    assert text.partition(start)[2].partition(end)[0].strip() == equations.table()
+def test_the_table_of_the_equations_is_made_from_the_docstrings():
+    assert pages.block("equations") == equations.table()
 
 
 def test_every_equation_of_the_paper_is_in_the_table():
@@ -77,6 +77,75 @@ def test_every_week_but_the_last_has_tasks_and_nothing_builds_on_a_later_week():
 
 
 # ---- What a test rests on ------------------------------------------------------------------------
+#
+# By reading the tests: what they mention. By running them: the slow group notes what each one uses.
+
+
+def built_on(names):
+    """These functions and all that they build on."""
+    return {below for name in names for below in {name} | KNOWN[name].calls}
+
+
+def called(function):
+    """The tasks that the body of a test uses itself: `dreamer.f`, or a method `x.f`."""
+    nodes = [node for part in function.body for node in ast.walk(part)
+             if isinstance(node, ast.Attribute)]
+    return {task.name for task in TASKS} & {
+        node.attr for node in nodes
+        if node.attr in METHODS or getattr(node.value, "id", None) == "dreamer"}
+
+
+def mentioned(part):
+    """The functions that a part of a file of tests mentions in whatever way, but for markers."""
+    words = set()
+    for node in ast.walk(part):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "attr", None) != "mark":
+            words.add(node.attr)
+        elif isinstance(node, ast.Constant):
+            words.add(node.value)
+    return words & KNOWN.keys()
+
+
+def at_hand(tree, test):
+    """A test and all parts of its file that it may use, {name: part}."""
+    parts = {name: part for part in tree.body for name in bound(part)}
+    seen, ahead = {}, [test]
+    while ahead:
+        name = ahead.pop()
+        if name in parts and name not in seen:
+            seen[name] = parts[name]
+            ahead += [getattr(node, "id", getattr(node, "arg", None))
+                      for node in ast.walk(parts[name])]
+    return seen
+
+
+def bound(part):
+    """The names that a statement of a module binds."""
+    names = [node.id for node in ast.walk(part) if isinstance(node, ast.Name)
+             and isinstance(node.ctx, ast.Store)]
+    return [part.name] if isinstance(part, (ast.FunctionDef, ast.ClassDef)) else names
+
+
+def misnamed(tree, test, names):
+    """Tasks that a test names and cannot reach, and tasks that it calls and does not name."""
+    parts = at_hand(tree, test)
+    reached = built_on({name for part in parts.values() for name in mentioned(part)})
+    return ({name for name in names if KNOWN[name].week} - reached,
+            called(parts[test]) - built_on(names))
+
+
+def test_a_test_reaches_every_task_that_it_names_and_calls_none_that_it_does_not_name():
+    trees = {test.path: ast.parse((ROOT / test.path).read_text(encoding="utf-8")) for test in HELD}
+    found = {test.name: misnamed(trees[test.path], test.name, test.names)
+             for test in HELD if test.week}
+    assert {test: wrong for test, wrong in found.items() if wrong != (set(), set())} == {}
+
+
+def test_a_name_too_many_and_one_too_few_would_be_seen():
+    tree = ast.parse("def help(): dreamer.symlog\ndef test(): help(), dreamer.kl")
+    assert misnamed(tree, "test", {"kl", "symlog"}) == (set(), set())
+    assert misnamed(tree, "test", {"kl", "entropy"}) == ({"entropy"}, set())
+    assert misnamed(tree, "test", {"symlog"}) == (set(), {"kl"})
 
 
 def noting(text):
@@ -90,9 +159,12 @@ def noting(text):
     return "".join(lines)
 
 
-def begin_uses(folder, _):
-    """Run the tests of all weeks in a copy that notes what they use: its path, how that ended."""
-    copy = folder / "copy"
+@pytest.fixture(scope="module")
+def uses(tmp_path_factory):
+    """[(test, the functions that it names, the tasks that it used when it was run)].
+
+    The tests of all weeks are run in a copy that notes what they use."""
+    copy = tmp_path_factory.mktemp("uses") / "copy"
     handout.copy_project(copy)
     shutil.copy(ROOT / "tests" / "uses.py", copy / "tests")
     program = copy / catalogue.TASKS
@@ -101,39 +173,31 @@ def begin_uses(folder, _):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.uses", "-m", ALL_WEEKS], cwd=copy,
         env=environment, capture_output=True, text=True)
-    return copy, done
-
-
-@pytest.fixture(scope="module")
-def uses(begun):
-    """[(test, the functions that it names, the tasks that it used when it was run)]."""
-    copy, done = begun("uses")
     assert done.returncode == 0, done.stdout + done.stderr
     return [(test, set(names), set(used))
             for test, names, used in json.loads((copy / "uses.json").read_text())]
 
 
-def built_on(names):
-    """These functions and all that they build on."""
-    return {below for name in names for below in {name} | KNOWN[name].calls}
-
-
+@pytest.mark.slow
 def test_every_test_of_a_week_was_run_for_each_of_its_functions(uses):
     expected = {(test.name, name) for test in HELD if test.week for name in test.names}
     assert {(test, name) for test, names, _ in uses for name in names} == expected
 
 
+@pytest.mark.slow
 def test_a_test_uses_every_task_that_it_names_so_that_without_it_the_test_fails(uses):
     tasks = {task.name for task in TASKS}
     assert [(test, names & tasks - used) for test, names, used in uses
             if names & tasks - used] == []
 
 
+@pytest.mark.slow
 def test_a_test_uses_no_task_but_those_that_it_names_and_what_they_build_on(uses):
     assert [(test, used - built_on(names)) for test, names, used in uses
             if used - built_on(names)] == []
 
 
+@pytest.mark.slow
 def test_a_test_needs_nothing_that_is_written_later_than_what_it_names(uses):
     for test, names, used in uses:
         week = max(KNOWN[name].week for name in names)

@@ -1,7 +1,8 @@
-"""The pictures hold the numbers they were given, and an empty run makes one without a warning."""
+"""The plots contain the given numbers, and an empty run gives one without a warning."""
 
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 from unittest import mock
 
@@ -15,11 +16,16 @@ pytestmark = pytest.mark.filterwarnings("error")
 STEPS = np.arange(10, 110, 10)
 
 
+def _noted(figure, save, drawn, path, format):
+    drawn.append(figure)
+    save(figure, path, format=format)
+
+
 @pytest.fixture
 def figures():
     """The figures that a test saves, in order; they are still written."""
-    drawn, save = [], Figure.savefig
-    write = lambda figure, path, format: (drawn.append(figure), save(figure, path, format=format))
+    drawn = []
+    write = partialmethod(_noted, Figure.savefig, drawn)
     with mock.patch.object(Figure, "savefig", write):
         yield drawn
 
@@ -50,12 +56,12 @@ def test_the_mean_of_seeds_covers_only_the_steps_that_all_seeds_have():
     ([1.0, 2.0, 3.0, 4.0, 5.0], 2.776 * (2.5 / 5) ** 0.5),
     ([0.0, 2.0] * 50, 1.96 * (100 / 99) ** 0.5 / 10),
 ])
-def test_the_interval_of_the_mean_of_seeds_is_students(values, half):
+def test_the_interval_of_the_mean_over_seeds_is_students_t(values, half):
     lines = [(seed, [0, 1], [value, value]) for seed, value in enumerate(values)]
     np.testing.assert_allclose(curves.mean_curve(lines)[2], half, rtol=1e-6)
 
 
-def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
+def test_the_learning_curve_plots_the_given_values(tmp_path, figures):
     returns, means, halves = STEPS * 2.0, STEPS * 3.0, np.full(10, 7.0)
     losses = {"actor": (STEPS, -STEPS / 7), "critic": (STEPS, 1000.0 / STEPS**2)}
     path = tmp_path / "curve.png"
@@ -76,13 +82,13 @@ def test_the_learning_curve_draws_what_it_was_given(tmp_path, figures):
     assert _is_png(path)
 
 
-def test_a_line_for_solved_is_drawn_only_where_it_is_given(tmp_path, figures):
+def test_the_solved_line_is_drawn_only_if_it_is_given(tmp_path, figures):
     curves.learning_curve(tmp_path / "a.png", "Catch", (STEPS, STEPS), ([], [], []), {})
     assert sorted(_lines_of(figures[0].axes[0])) == ["mean of 20 episodes", "training episode"]
 
 
 @pytest.mark.parametrize("solved", [None, 475])
-def test_a_run_without_a_finished_episode_still_makes_a_picture(tmp_path, figures, solved):
+def test_a_run_without_a_finished_episode_still_gets_a_plot(tmp_path, figures, solved):
     path = tmp_path / "empty.png"
     losses = {"actor": ([], []), "critic": ([5], [1.0])}
     curves.learning_curve(path, "Catch", ([], []), ([], [], []), losses, solved)
@@ -91,22 +97,34 @@ def test_a_run_without_a_finished_episode_still_makes_a_picture(tmp_path, figure
 
 
 @pytest.mark.parametrize("solved", [None, 475])
-def test_no_seeds_still_make_a_picture(tmp_path, figures, solved):
+def test_a_plot_without_seeds_is_still_made(tmp_path, figures, solved):
     curves.seeds_curve(tmp_path / "a.png", "Catch", [(0, [], [])], solved)
     assert [text.get_text() for text in figures[0].axes[0].texts] == ["no evaluation yet"]
 
 
-def test_ten_seeds_look_different_from_each_other_and_their_mean_stands_out(tmp_path, figures):
-    lines = [(seed, STEPS, STEPS + seed) for seed in range(10)]
+def test_a_few_seeds_are_distinguishable_and_their_mean_stands_out(tmp_path, figures):
+    lines = [(seed, STEPS, STEPS + seed) for seed in range(4)]
     curves.seeds_curve(tmp_path / "seeds.png", "Catch", lines, 50)
     lines = _lines_of(figures[0].axes[0])
-    seeds = [lines[f"seed {seed}"] for seed in range(10)]
-    assert len({(line.get_color(), line.get_linestyle()) for line in seeds}) == 10
-    np.testing.assert_allclose(lines["mean of 10"].get_ydata(), STEPS + 4.5)
-    assert lines["mean of 10"].get_linewidth() > 2 * seeds[0].get_linewidth()
-    legend = {text.get_text() for text in figures[0].axes[0].get_legend().get_texts()}
-    assert legend == {*lines, "95% interval"} and "solved: 50" in legend
+    seeds = [lines[f"seed {seed}"] for seed in range(4)]
+    assert len({line.get_color() for line in [*seeds, lines["_mean"]]}) == 5
+    np.testing.assert_allclose(lines["_mean"].get_ydata(), STEPS + 1.5)
+    assert lines["_mean"].get_linewidth() > 2 * seeds[0].get_linewidth()
+    legend = {text.get_text() for text in figures[0].legends[0].get_texts()}
+    assert legend == {f"seed {seed}" for seed in range(4)}
+    assert figures[0].axes[0].get_title("right") == "solved: 50"
     assert _is_png(tmp_path / "seeds.png")
+
+
+def test_many_seeds_are_grey_and_the_band_stays_within_the_range_of_returns(tmp_path, figures):
+    lines = [(seed, STEPS, np.where(STEPS < 50, 20.0, 500.0 - 90 * (seed == 3)))
+             for seed in range(10)]
+    curves.seeds_curve(tmp_path / "seeds.png", "Catch", lines)
+    ax = figures[0].axes[0]
+    assert {line.get_color() for line in ax.lines} == {curves.LIGHT, curves.BLUE}
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (20, 500) and not figures[0].legends
+    assert [text.get_text().split("\n")[0] for text in ax.texts] == ["mean of 10 seeds"]
 
 
 def test_importing_the_plots_does_not_import_matplotlib():

@@ -1,72 +1,79 @@
 """One agent on several devices: each does a part of the work, and all stay the same agent."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+import optax
+from jax.sharding import Mesh, PartitionSpec
 
 import dreamer
 from gymnax_wrappers import make
-from utils.core import config, devices, optim
+from tests.worlds import Circle
+from utils.core import config, devices
+from utils.core.devices import DEVICES
 from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
-TWO = Mesh(jax.devices()[:2], (devices.DIVISION,))
+TWO = Mesh(jax.devices()[:2], (DEVICES,))
 
 
 def _settings(*sets):
     return config.load(ROOT / "dreamer.yaml", Config, ["debug"], ("run.devices=2", *sets))
 
 
-def _on_two(function, x):
-    """What each of two devices makes of its half of x, [2, ...]."""
-    part = devices.DIVIDED
-    stacked = jax.shard_map(lambda x: function(x)[None], mesh=TWO, in_specs=part, out_specs=part,
-                            check_vma=False)
-    return np.asarray(jax.jit(stacked)(x))
+def _on_two(function, *args):
+    """What each of two devices makes of its half of the arguments [2 n, ...]: -> [2, ...]"""
+    part = PartitionSpec(DEVICES)
+    stacked = jax.shard_map(lambda *args: jax.tree.map(lambda x: x[None], function(*args)),
+                            mesh=TWO, in_specs=part, out_specs=part, check_vma=False)
+    return jax.device_get(jax.jit(stacked)(*args))
 
 
-def test_the_optimiser_steps_along_the_mean_of_all_devices_gradients():
-    optimizer = optim.laprop(_settings().optimizer, 100)
-    weights, grads = jnp.array([3.0, -1.0]), jnp.array([[0.1, 0.2], [0.3, -0.4]])
-    state = jax.tree.map(jnp.array, optimizer.init(weights))
-    state = optimizer.update(jnp.ones(2), state, weights)[1]  # past the first rate, which is 0
-    step = partial(_step, optimizer, state, weights)
-    expected = step(grads.mean(0, keepdims=True))
-    assert np.abs(expected).min() > 0.0
-    np.testing.assert_allclose(_on_two(step, grads), [expected, expected], rtol=1e-5)
+def test_an_update_follows_the_mean_of_all_devices_gradients(monkeypatch):
+    monkeypatch.setattr(dreamer, "total_loss", lambda params, program, state, batch, key: (
+        jnp.vdot(params["critic"], batch), dreamer.Aux(None, None, {"size": batch.sum()})))
+    program, weights = SimpleNamespace(config=_settings(), optimizer=optax.sgd(1.0)), jnp.ones(2)
+    start = dreamer.AgentState({"critic": weights}, weights, optax.sgd(1.0).init(weights), None, 0)
+    slopes = jnp.array([[0.1, 0.2], [0.3, -0.4]])
+    change, metrics = _on_two(partial(_moved, program, start), slopes)
+    np.testing.assert_allclose(change, [-slopes.mean(0)] * 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["size"], [0.1] * 2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["optimizer/grad_norm"],
+                               [np.linalg.norm(slopes.mean(0))] * 2, rtol=1e-5)
 
 
-def _step(optimizer, state, weights, grads):
-    return optimizer.update(grads[0], state, weights)[0]
+def _moved(program, start, slope):
+    state, _, metrics = dreamer.train_step(program, start, slope[0], None)
+    return state.params["critic"] - start.params["critic"], metrics
 
 
 def test_the_return_range_is_that_of_the_returns_of_all_devices():
-    learning = replace(_settings().learning, return_rate=1.0)
-    returns = jnp.concatenate([jnp.zeros(50), jnp.linspace(0.0, 1000.0, 50)])
-
-    moved = partial(_moved, learning)
-    expected = np.percentile(returns, [learning.return_low, learning.return_high])
-    np.testing.assert_allclose(moved(returns), expected, rtol=1e-5)
-    np.testing.assert_allclose(_on_two(moved, returns), [expected, expected], rtol=1e-5)
-
-
-def _moved(learning, returns):
-    return dreamer.update_return_range(jnp.zeros(2), returns, learning)
+    settings = _settings("learning.return_rate=1", "model.bins=41")
+    bins, tables = dreamer.value_bins(41), (np.arange(8.0), np.full(8, 0.9), np.zeros(8))
+    networks = Circle(tables, 1.0, bins)
+    frozen = dreamer.Frozen(networks, networks.critic, bins)
+    starts = dreamer.Latent(jnp.eye(8), jnp.ones((8, 1, 1)))
+    imagined = dreamer.imagine(networks, starts, 2, jax.random.key(0))
+    returns, return_range = _on_two(
+        lambda s, a: dreamer.imagination_losses(
+            networks, frozen, dreamer.Imagined(s=s, a=a), jnp.zeros(2), settings)[1], *imagined)
+    levels = [settings.learning.return_low, settings.learning.return_high]
+    np.testing.assert_allclose(return_range, [np.percentile(returns, levels)] * 2, rtol=1e-5)
+    assert np.percentile(returns[0], 95) < return_range[0, 1] - 1.0  # not that of one device
 
 
 def test_two_devices_play_lives_of_their_own_and_stay_the_same_agent():
     settings = _settings("run.envs=4")
-    assert devices.sharers(settings) == 2
+    assert devices.count(settings) == 2
     program, _ = dreamer.build(settings, make(settings.run.env))
-    loop, _ = dreamer.fill(program, dreamer.init(program, jax.random.key(3)), 24)
+    loop, _ = dreamer.prefill(program, dreamer.init(program, jax.random.key(3)), 24)
     before = jax.device_get(loop.agent.params)
     key = jax.random.key_data(loop.key)
-    loop, finished, metrics = dreamer.train_chunk(program, loop, 3)
+    loop, stats, metrics = dreamer.train_chunk(program, loop, 3)
     for leaf in jax.tree.leaves((loop.agent, jax.random.key_data(loop.key), metrics)):
         one, other = (np.asarray(shard.data) for shard in leaf.addressable_shards)
         assert one.shape == leaf.shape
@@ -79,7 +86,7 @@ def test_two_devices_play_lives_of_their_own_and_stay_the_same_agent():
     assert [shard.data.shape[0] for shard in x.addressable_shards] == [2, 2]
     lives = np.asarray(x)[:, 24:30]
     assert len({life.tobytes() for life in lives}) == 4
-    assert finished.is_last.shape[-1] == 4
+    assert stats.is_last.shape[-1] == 4
 
 
 def test_as_many_devices_share_as_divide_environments_and_batch_and_as_there_are():
@@ -92,22 +99,24 @@ def test_as_many_devices_share_as_divide_environments_and_batch_and_as_there_are
         ("run.devices=3", "run.envs=4", "replay.batch=8"): 2,
         ("run.devices=999", "run.envs=4", "replay.batch=2"): 2,
     }.items():
-        assert devices.sharers(_settings(*sets)) == expected, sets
+        assert devices.count(_settings(*sets)) == expected, sets
 
 
-def _totals(program, loop, tell):
-    tell(program.config)
-    return loop, loop.player.total[None, None], {"mean": loop.player.total.mean()}
+def _totals(seen, program, state, number):
+    seen.append((program.config, number))
+    total = state.actor.episode_return
+    return state, total[None, None], {"mean": jax.lax.pmean(total.mean(), DEVICES)}
 
 
 def test_one_device_sees_a_program_of_smaller_numbers_with_the_same_train_ratio():
-    seen, chunk = [], devices.divided(_totals)
-    settings = _settings("run.envs=4", "replay.batch=6")
+    settings, seen = _settings("run.envs=4", "replay.batch=6"), []
     program, _ = dreamer.build(settings, make(settings.run.env))
-    loop = dreamer.init(program, jax.random.key(3))
-    loop = loop._replace(player=loop.player._replace(total=jnp.arange(4.0)))
-    _, totals, metrics = jax.jit(chunk, static_argnums=(0, 2))(program, loop, seen.append)
-    assert (seen[0].run.envs, seen[0].replay.batch) == (2, 3)
-    assert dreamer.updates_per_steps(seen[0]) == dreamer.updates_per_steps(settings)
-    assert totals.tolist() == [[[0.0, 1.0, 2.0, 3.0]]]
+    state = dreamer.init(program, jax.random.key(3))
+    state = state._replace(actor=state.actor._replace(episode_return=jnp.arange(4.0)))
+    run = jax.jit(lambda state: dreamer.on_all_devices(partial(_totals, seen), program, state, 7))
+    _, found, metrics = run(state)
+    (part, number), *_ = seen
+    assert (part.run.envs, part.replay.batch, number) == (2, 3, 7)
+    assert dreamer.updates_per_steps(part) == dreamer.updates_per_steps(settings)
+    assert found.tolist() == [[[0.0, 1.0, 2.0, 3.0]]]
     assert metrics["mean"] == 1.5

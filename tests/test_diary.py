@@ -1,4 +1,4 @@
-"""What the host remembers of a run: which evaluation was the best, and what its weights score."""
+"""The host's state of a run: the best evaluation, and the score of its weights."""
 
 import json
 import time
@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from utils.run.diary import Diary, evaluation
+from utils.run.diary import Diary, evaluation_metrics
 from utils.run.display import Display, Progress
 from utils.run.logger import Logger
 
@@ -23,7 +23,7 @@ def _evaluated(diary, value):
     return diary.chunk(1, {"losses/actor": 1.0, "charts/eval_return": value})
 
 
-def test_an_evaluation_is_the_best_if_none_before_it_was_better(diary):
+def test_an_evaluation_is_the_best_if_no_earlier_one_was_better(diary):
     assert [_evaluated(diary, value) for value in (3.0, 7.0, 7.0, 6.0)] == [True, True, True, False]
     assert (diary.best, diary.best_step, diary.score) == (7.0, 30, 6.0)
 
@@ -34,11 +34,11 @@ def test_a_chunk_without_an_evaluation_is_never_the_best(diary):
     assert diary.best is None
 
 
-def test_the_last_row_and_the_last_line_hold_the_score_and_the_step_of_the_kept_weights(
+def test_the_last_row_and_the_last_line_have_the_score_and_the_step_of_the_best_weights(
         diary, tmp_path):
     for value in (7.0, 6.0):
         _evaluated(diary, value)
-    diary.end(evaluation(np.array([4.0, 8.0]), np.array([4, 8]), "score"))
+    diary.end(evaluation_metrics(np.array([4.0, 8.0]), np.array([4, 8]), "score"))
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     del last["time/elapsed"]
     assert last == {
@@ -48,7 +48,7 @@ def test_the_last_row_and_the_last_line_hold_the_score_and_the_step_of_the_kept_
     assert said.startswith("score        6.0 over 2 fresh episodes, weights of step 10; 20 steps")
 
 
-def test_it_is_said_once_that_an_environment_is_solved(diary, capsys):
+def test_solving_an_environment_is_reported_once(diary, capsys):
     for value in (4.0, 5.0, 4.0, 6.0):
         _evaluated(diary, value)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("solved")]
@@ -71,12 +71,12 @@ def test_the_first_quantity_that_is_not_finite_is_named_with_its_update_and_noth
     assert (tmp_path / "scores.jsonl").read_text() == ""
 
 
-def test_a_row_holds_the_mean_over_all_updates_of_its_chunk(diary, tmp_path):
+def test_a_row_has_the_mean_over_all_updates_of_its_chunk(diary, tmp_path):
     diary.chunk(4, {"losses/actor": np.arange(4.0).reshape(2, 2)})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["losses/actor"] == 1.5
 
 
-def test_a_diary_that_recalls_what_it_remembered_goes_on_like_the_one_before(diary, tmp_path):
+def test_a_restored_diary_continues_like_the_saved_one(diary, tmp_path):
     diary.episodes(10, [{"step": 8, "env": 0, "return": 3.0, "length": 3}])
     _evaluated(diary, 7.0)
     notes = json.loads(json.dumps(diary.remember()))

@@ -1,4 +1,4 @@
-"""What a terminal or a pipe gets to see of a run."""
+"""The progress of a run on a terminal and in a pipe."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ with Display("run", Progress(0, 100, 0)) as log:
 
 
 def plain_output(shown):
-    """The lines that a pipe gets when these records of progress are shown."""
+    """The lines in a pipe after these records of progress are shown."""
     text = io.StringIO()
     console = Console(file=text, force_terminal=False, width=40)
     with Display("run", Progress(0, 1000, 0), console) as log:
@@ -40,7 +40,7 @@ def _start_script(stdout):
 
 
 def terminal_output():
-    """What the script sends to a terminal; the end of a terminal reads as an error on Linux."""
+    """The script's output to a terminal; on Linux, the end of a terminal reads as an error."""
     ours, theirs = pty.openpty()
     script, parts = _start_script(theirs), []
     os.close(theirs)
@@ -52,7 +52,7 @@ def terminal_output():
     return b"".join(parts).decode()
 
 
-def test_an_evaluation_or_five_seconds_bring_a_plain_line_and_nothing_else_does():
+def test_only_an_evaluation_or_five_seconds_print_a_plain_line():
     lines = plain_output([
         Progress(100, 1000, 1, elapsed=0.5),  # the first is printed
         Progress(200, 1000, 2, elapsed=1.0),
@@ -69,7 +69,7 @@ def test_the_last_plain_line_is_not_printed_twice():
     assert plain_output([]) == []
 
 
-def test_plain_lines_have_their_columns_in_the_same_places():
+def test_the_columns_of_plain_lines_are_aligned():
     unknown = display.plain_line(Progress(512, 10240, 0, elapsed=3.2))
     known = display.plain_line(
         Progress(10240, 10240, 1280, -500.0, -83.25, -1234.5, 130.4, 1050.2, 61.0, 0.0))
@@ -80,7 +80,7 @@ def test_plain_lines_have_their_columns_in_the_same_places():
     assert set(numbers.split()) <= set(known.split())
 
 
-def test_times_are_shown_as_a_clock_shows_them():
+def test_times_are_shown_like_on_a_clock():
     shown = [display._clock(seconds) for seconds in (None, 0.4, 59.6, 3600.0)]
     assert shown == ["-", "0:00", "1:00", "1:00:00"]
 
@@ -115,7 +115,7 @@ def test_the_panel_fits_a_narrow_terminal_and_is_closed_after_an_error():
     assert text.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is shown again
 
 
-def test_several_agents_are_shown_as_their_mean_when_each_has_said_where_it_is():
+def test_several_agents_are_shown_as_their_mean_once_all_have_reported():
     text = io.StringIO()
     console = Console(file=text, force_terminal=False, width=200)
     with Display("run", Progress(0, 100, 0), console) as shown:

@@ -1,4 +1,4 @@
-"""Pictures of environments show what their states say, in true proportions."""
+"""Pictures of environments agree with their states, in true proportions."""
 
 import functools
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def _start(env, key):
 
 
 def _step(env, key, state, action):
-    """Gymnax's own step, not the wrapper's, which holds a reset: half the time to compile."""
+    """Gymnax's own step, which compiles in half the time of the wrapper's with its reset."""
     x, state, *_ = env.env.step_env(key, state, action, env.params)
     return state, env.observation(x)
 
@@ -74,7 +74,7 @@ def _play(env, steps):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_environment_is_drawn_and_its_picture_changes_with_time(name):
+def test_every_environment_is_drawn_and_its_picture_changes_over_time(name):
     env = make(name)
     pictures = [draw(env, *moment) for moment in _play(env, 8)[::4]]
     for picture in pictures:
@@ -90,7 +90,7 @@ def test_every_drawing_belongs_to_an_environment_of_gymnax():
 
 
 @pytest.mark.parametrize("x", [-2.0, -0.4, 0.0, 2.0])
-def test_the_cart_stands_where_its_position_says_between_the_ends_of_the_track(x):
+def test_the_cart_is_drawn_at_its_position_between_the_ends_of_the_track(x):
     picture = _drawn("CartPole-v1", state={"x": x, "theta": 0.0})
     posts = np.nonzero(_is(picture, VERMILION))[1] - MIDDLE
     share = _centre(picture, BLUE)[0] / posts[posts > 0].mean()
@@ -106,13 +106,13 @@ def test_the_pole_leans_to_the_right_by_theta(theta):
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.7, np.pi / 2, np.pi, -2.0, 7.0])
-def test_the_pendulum_stands_at_zero_and_turns_counter_clockwise(theta):
+def test_the_pendulum_is_upright_at_zero_and_turns_counter_clockwise(theta):
     picture = _drawn("Pendulum-v1", state={"theta": theta, "last_u": 0.0})
     x, y = _centre(picture, BLUE)
     np.testing.assert_allclose(np.exp(1j * np.arctan2(-x, y)), np.exp(1j * theta), atol=0.02)
 
 
-def test_the_arc_of_the_torque_turns_its_way_and_grows_with_it():
+def test_the_arc_of_the_torque_has_its_direction_and_grows_with_it():
     pictures = [_drawn("Pendulum-v1", state={"theta": np.pi, "last_u": u})
                 for u in (-1.0, 0.0, 0.5, 1.0)]
     right, none, short, left = ([_is(picture, ORANGE).sum(), picture] for picture in pictures)
@@ -133,7 +133,7 @@ def test_the_acrobats_tip_is_above_the_line_where_gymnax_ends_the_episode():
 
 
 @pytest.mark.parametrize("name", ["MountainCar-v0", "MountainCarContinuous-v0"])
-def test_the_car_stands_on_its_hill_and_reaches_the_flag_at_the_goal(name):
+def test_the_car_is_on_the_hill_and_reaches_the_flag_at_the_goal(name):
     goal, scale = make(name).params.goal_position, SIZE / (1.06 * 1.8)
     for position in (-1.1, -0.9, -np.pi / 6, 0.0, 0.3, goal):
         picture = _drawn(name, state={"position": position})
@@ -150,7 +150,7 @@ def test_every_channel_of_minatar_has_its_colour_and_no_other_hides_it(name):
     env, colours = make(name), list(MINATAR[name].values())
     assert len(set(colours)) == len(colours) == env.x_shape[-1]
     x = np.zeros(env.x_shape, np.uint8)
-    for channel, colour in enumerate(colours):
+    for channel in range(len(colours)):
         x[channel, 7 - channel // 2, channel] = x[9, 9, channel] = 255
     picture = draw(env, None, x)
     for channel, colour in enumerate(colours):
@@ -177,7 +177,7 @@ def test_a_maze_has_its_walls_its_goal_and_the_agent_where_the_state_says(name):
         assert _pixel(picture, walk.shape, place) == expected[place]
 
 
-def test_the_frozen_lake_has_its_holes_and_its_goal_and_the_agent_on_them():
+def test_the_frozen_lake_shows_holes_goal_and_agent():
     picture = _drawn("FrozenLake-misc", state={"position": 6})
     seen = {place: _pixel(picture, (4, 4), place) for place in np.ndindex(4, 4)}
     holes = {place for place, colour in seen.items() if colour == INK}
@@ -185,7 +185,7 @@ def test_the_frozen_lake_has_its_holes_and_its_goal_and_the_agent_on_them():
     assert (seen[3, 3], seen[1, 2]) == (GREEN, BLUE)
 
 
-def test_the_agent_in_a_hole_of_the_frozen_lake_is_seen():
+def test_the_agent_is_visible_in_a_hole_of_the_frozen_lake():
     assert _pixel(_drawn("FrozenLake-misc", state={"position": 5}), (4, 4), (1, 1)) == BLUE
 
 
@@ -198,7 +198,7 @@ def test_the_ball_falls_towards_the_paddle():
 
 
 @pytest.mark.parametrize("row, column", [(0, 0), (5, 2), (7, 7), (8, 6)])
-def test_the_diver_sinks_a_row_a_step_down_to_the_sea_bed(row, column):
+def test_the_diver_sinks_one_row_per_step_down_to_the_sea_bed(row, column):
     picture = _drawn("DeepSea-bsuite", state={"row": row, "column": column})
     assert _pixel(picture, (9, 8), (row, column)) == BLUE
     assert _is(picture, GREEN).any(), "the treasure is never hidden"
@@ -216,7 +216,7 @@ def test_pongs_ball_and_paddles_are_where_the_agent_sees_them():
     assert _centre(picture, BLUE)[0] < 0 < _centre(picture, BLUE)[1], "the agent's is at the left"
 
 
-def test_the_reachers_tip_is_where_its_reward_says():
+def test_the_reachers_tip_agrees_with_its_reward():
     state = {"angles": np.array([0.5, 2.5]), "goal_xy": np.array([-1.5, -1.0])}
     picture = _drawn("Reacher-misc", state=state)
     apart = (_centre(picture, ORANGE) - _centre(picture, GREEN)) * 4.6 / SIZE
@@ -234,7 +234,7 @@ def test_a_point_that_swims_far_out_stays_in_the_picture(far):
         assert 10 < x < MIDDLE and abs(x + y) < 1
 
 
-def test_an_unknown_vector_becomes_bars_of_squeezed_height():
+def test_an_unknown_vector_becomes_bars_of_compressed_height():
     env = SimpleNamespace(name="Mine-v0", is_image=False)
     picture = draw(env, None, np.array([1.0, -1.0, 0.0, 1e6], np.float32))
     blue = _is(picture, BLUE)
@@ -246,7 +246,7 @@ def test_an_unknown_vector_becomes_bars_of_squeezed_height():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_an_unknown_image_is_shown_as_it_is(channels):
+def test_an_unknown_image_is_shown_unchanged(channels):
     env = SimpleNamespace(name="Mine-v0", is_image=True)
     x = np.random.default_rng(0).integers(0, 256, (6, 12, channels), np.uint8)
     picture = draw(env, None, x)

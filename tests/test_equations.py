@@ -38,7 +38,7 @@ def n_step_mixture(r, c, values, lambda_):
 
 
 def replayed(is_last, is_terminal):
-    """Four rows with rewards 0, 1, 2, 3, and the dreamed returns 0, 10, 20, 30."""
+    """Four rows with rewards 0, 1, 2, 3, and the imagined returns 0, 10, 20, 30."""
     rows = SimpleNamespace(r=jnp.array([[0.0, 1.0, 2.0, 3.0]]), is_last=jnp.array([is_last]),
                            is_terminal=jnp.array([is_terminal]))
     return rows, jnp.array([[0.0, 10.0, 20.0, 30.0]])
@@ -139,8 +139,7 @@ def test_unimix_leaves_every_class_its_share_of_the_uniform(ratio):
 @pytest.mark.sample_onehot
 def test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities():
     p = jnp.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.2, 0.3, 0.4]])
-    uniform = jax.random.uniform(KEY, (20_000, 2))
-    draws = dreamer.sample_onehot(uniform, jnp.tile(p, (20_000, 1, 1)))
+    draws = dreamer.sample_onehot(KEY, jnp.tile(p, (20_000, 1, 1)))
     assert set(np.unique(draws)) == {0.0, 1.0} and (draws.sum(-1) == 1.0).all()
     assert_allclose(draws.mean(0), p, atol=5 * (0.25 / 20_000) ** 0.5)  # five standard deviations
     joint = np.einsum("ni,nj->ij", *np.asarray(draws.transpose(1, 0, 2))) / 20_000
@@ -149,16 +148,15 @@ def test_samples_are_exactly_one_hot_and_as_frequent_as_their_probabilities():
 
 @pytest.mark.sample_onehot
 def test_a_class_without_probability_is_never_drawn():
-    p, uniform = jnp.array([0.0, 1.0, 0.0]), jax.random.uniform(KEY, (1000,))
-    draws = dreamer.sample_onehot(uniform, jnp.tile(p, (1000, 1)))
+    p = jnp.array([0.0, 1.0, 0.0])
+    draws = dreamer.sample_onehot(KEY, jnp.tile(p, (1000, 1)))
     assert_array_equal(draws.mean(0), [0.0, 1.0, 0.0])
 
 
 @pytest.mark.sample_onehot
 def test_the_gradient_passes_a_sample_as_if_it_were_its_probabilities():
     p, w = probabilities(6, 4), jax.random.normal(jax.random.key(1), (6, 4))
-    uniform = jax.random.uniform(KEY, (6,))
-    slope = jax.grad(lambda p: jnp.sum(w * dreamer.sample_onehot(uniform, p)))(p)
+    slope = jax.grad(lambda p: jnp.sum(w * dreamer.sample_onehot(KEY, p)))(p)
     assert_array_equal(slope, w)
 
 
@@ -185,9 +183,9 @@ def test_features_lay_h_first_and_then_the_latents_one_after_the_other():
     assert_array_equal(dreamer.features(latent), np.arange(1.0, 9.0))
 
 
-@pytest.mark.time_first
+@pytest.mark.swap_time_and_batch
 def test_time_first_swaps_the_first_two_axes_of_every_array():
-    swapped = dreamer.time_first({"a": jnp.zeros((2, 3, 4)), "b": jnp.zeros((2, 5))})
+    swapped = dreamer.swap_time_and_batch({"a": jnp.zeros((2, 3, 4)), "b": jnp.zeros((2, 5))})
     assert swapped["a"].shape == (3, 2, 4) and swapped["b"].shape == (5, 2)
 
 
@@ -257,8 +255,9 @@ def test_the_losses_of_the_world_model_are_means_over_all_rows_but_the_first(mon
         prior_probs=lambda h: jnp.tile(jnp.array([0.25, 0.75]), (2, 3, 2, 1)),
         reward=lambda s: jnp.zeros((2, 3, 255)), continue_=lambda s: jnp.zeros((2, 3, 1)))
     x, none = jnp.zeros((2, 4, 1)).at[:, 0].set(np.nan).at[0, 1:].set(np.e - 1.0), jnp.zeros((2, 4))
-    batch = dreamer.Row(x, none.at[:, 0].set(np.nan), none, none, none, none, none[..., None],
-                        jnp.zeros((2, 4, 2), jnp.uint8))
+    batch = dreamer.Transition(
+        x=x, r=none.at[:, 0].set(np.nan), is_first=none, is_last=none, is_terminal=none, a=none,
+        h=none[..., None], z=jnp.zeros((2, 4, 2), jnp.uint8))
     config = SimpleNamespace(model=world.model, learning=SimpleNamespace(horizon=9.0, free_bits=0))
     losses, latent, metrics = dreamer.world_losses(
         SimpleNamespace(world=world), batch, KEY, config)
@@ -274,7 +273,7 @@ def test_the_losses_of_the_world_model_are_means_over_all_rows_but_the_first(mon
 
 
 class Counter:
-    """Networks whose dreams can be reckoned by hand."""
+    """Networks whose imagined rollouts can be computed by hand."""
 
     def __init__(self):
         self.world = self
@@ -283,7 +282,7 @@ class Counter:
         """A policy that always chooses the number h."""
         return SimpleNamespace(sample=lambda key: s[:, :1])
 
-    def recur(self, latent, a):
+    def sequence_step(self, latent, a):
         """h' = h + 10 z_0 + a."""
         return latent.h + 10.0 * latent.z[:, 0, :1] + a
 
@@ -292,12 +291,20 @@ class Counter:
         return jax.nn.one_hot(h.astype(jnp.int32) % 2, 2)
 
 
-@pytest.mark.dream
-def test_a_dream_feeds_each_state_and_the_action_chosen_there_to_the_next():
+@pytest.mark.imagine_step
+def test_an_imagined_step_moves_h_by_state_and_action_and_draws_z_from_the_prior_of_the_new_h():
+    latent = dreamer.Latent(jnp.array([[1.0], [6.0]]), jnp.array([[[0.0, 1.0]], [[1.0, 0.0]]]))
+    after = dreamer.imagine_step(Counter(), latent, jnp.array([[2.0], [3.0]]), KEY)
+    assert_array_equal(after.h, [[3.0], [19.0]])
+    assert_array_equal(after.z, [[[0.0, 1.0]], [[0.0, 1.0]]])
+
+
+@pytest.mark.imagine
+def test_an_imagined_rollout_feeds_each_state_and_its_action_to_the_next():
     start = dreamer.Latent(jnp.array([[1.0], [6.0]]), jnp.array([[[0.0, 1.0]], [[1.0, 0.0]]]))
-    dream = dreamer.dream(Counter(), start, 2, KEY)
-    assert_array_equal(dream.a, [[[1.0], [2.0]], [[6.0], [22.0]]])
-    assert_array_equal(dream.s, [[[1.0, 0.0, 1.0], [2.0, 1.0, 0.0], [14.0, 1.0, 0.0]],
+    found = dreamer.imagine(Counter(), start, 2, KEY)
+    assert_array_equal(found.a, [[[1.0], [2.0]], [[6.0], [22.0]]])
+    assert_array_equal(found.s, [[[1.0, 0.0, 1.0], [2.0, 1.0, 0.0], [14.0, 1.0, 0.0]],
                                  [[6.0, 1.0, 0.0], [22.0, 1.0, 0.0], [54.0, 1.0, 0.0]]])
 
 
@@ -320,7 +327,7 @@ def test_the_lambda_return_is_the_mixture_of_all_n_step_returns(lambda_):
 
 
 @pytest.mark.trajectory_weights
-def test_the_weight_of_a_dreamed_state_is_the_chance_to_arrive_there_with_its_own_c():
+def test_the_weight_of_an_imagined_state_is_the_chance_to_arrive_there_with_its_own_c():
     weights = dreamer.trajectory_weights(jnp.array([[0.5, 0.5, 1.0, 0.0, 1.0]]))
     assert_array_equal(weights, [[0.5, 0.25, 0.25, 0.0, 0.0]])
 
@@ -417,35 +424,35 @@ def teach_nothing(program, agent, batch, key):
     return agent + 1, fresh, {"first": batch.h[0, 0, 0]}
 
 
-@pytest.mark.learn
+@pytest.mark.update
 def test_an_update_gives_the_rows_that_it_was_trained_on_their_fresh_latents(monkeypatch):
     monkeypatch.setattr(dreamer, "train_step", teach_nothing)
     config = SimpleNamespace(replay=SimpleNamespace(batch=1, length=3))
-    rows = [dreamer.Row(*[jnp.zeros(1)] * 6, jnp.full((1, 1), t), jnp.array([[t % 2]], jnp.uint8))
-            for t in (0.0, 1.0, 2.0, 3.0)]
+    rows = [dreamer.Transition(*[jnp.zeros(1)] * 6, h=jnp.full((1, 1), t),
+                               z=jnp.array([[t % 2]], jnp.uint8)) for t in (0.0, 1.0, 2.0, 3.0)]
     stored = replay.create(jax.tree.map(lambda x: x[0], rows[0]), 1, 6)
     for row in rows:
         stored = replay.write(stored, row)
-    loop = dreamer.Loop(jnp.int32(7), stored, "the player", KEY)
-    after, metrics = dreamer.learn(SimpleNamespace(config=config), loop)
-    assert (int(after.agent), after.player, float(metrics["first"])) == (8, "the player", 0.0)
+    state = dreamer.RunnerState(jnp.int32(7), stored, "the actor", KEY)
+    after, metrics = dreamer.update(SimpleNamespace(config=config), state)
+    assert (int(after.agent), after.actor, float(metrics["first"])) == (8, "the actor", 0.0)
     # of its four rows a sequence of length 3 is trained on the last three
     assert_array_equal(after.replay.rows.h[0, :4, 0], [0.0, 11.0, 12.0, 13.0])
     assert_array_equal(after.replay.rows.z[0, :4, 0], [0, 2, 1, 2])
     assert (jax.random.key_data(after.key) != jax.random.key_data(KEY)).any()
 
 
-@pytest.mark.train_chunk
+@pytest.mark.train_rounds
 def test_a_chunk_plays_its_steps_and_then_makes_its_updates_in_every_round(monkeypatch):
-    monkeypatch.setattr(dreamer, "collect", lambda program, loop, steps: (
-        loop._replace(agent=10 * loop.agent + steps), loop.agent))
-    monkeypatch.setattr(dreamer, "learn", lambda program, loop: (
-        loop._replace(agent=10 * loop.agent + 9), {"agent": loop.agent}))
+    monkeypatch.setattr(dreamer, "rollout", lambda program, state, steps: (
+        state._replace(agent=10 * state.agent + steps), state.agent))
+    monkeypatch.setattr(dreamer, "update", lambda program, state: (
+        state._replace(agent=10 * state.agent + 9), {"agent": state.agent}))
     config = SimpleNamespace(run=SimpleNamespace(train_ratio=32.0, envs=4, devices=1),
                              replay=SimpleNamespace(batch=8, length=16))  # 2 updates in 2 steps
-    program = dreamer.Program(config, None, None, None, None)
-    after, finished, metrics = dreamer.train_chunk(
-        program, dreamer.Loop(jnp.int32(0), (), (), ()), 2)
+    program = SimpleNamespace(config=config)
+    after, stats, metrics = dreamer.train_rounds(
+        program, dreamer.RunnerState(jnp.int32(0), (), (), ()), 2)
     assert int(after.agent) == 299_299
-    assert_array_equal(finished, [0, 299])
+    assert_array_equal(stats, [0, 299])
     assert_array_equal(metrics["agent"], [[2, 29], [2992, 29_929]])

@@ -1,17 +1,16 @@
-"""What utils.explain prints of one update is what dreamer.py computes, in its order."""
+"""utils.explain prints the quantities of one update as dreamer.py computes them, in its order."""
 
 import re
-from pathlib import Path
 
 import pytest
 from numpy.testing import assert_allclose
 
 import gymnax_wrappers
+from tests import pages
 from utils import explain
 from utils.core import config
 from utils.core.settings import Config
 
-README = Path(__file__).parent.parent / "README.md"
 # The latents of an untrained agent are to be above the free bits: below, no gradient flows.
 SETS = ["learning.free_bits=0", "model.bins=41"]
 
@@ -36,35 +35,33 @@ def test_the_scaled_losses_add_up_to_the_total_loss(cartpole):
     assert_allclose(sum(parts), explained.total, rtol=1e-5)
 
 
-def test_the_quantities_are_those_from_which_the_losses_are_made(cartpole):
+def test_the_losses_follow_from_the_printed_quantities(cartpole):
     (explained, _, _), values = cartpole, cartpole[0].values
     for name in ("decoder", "reward", "continue", "dynamics", "representation"):
         assert_allclose(values[name].mean(), explained.losses[name], rtol=1e-4)
     for name, loss in (("critic_loss", "critic"), ("actor_loss", "actor"),
                        ("replay_critic", "replay_critic")):
         assert_allclose(values[name].mean(), explained.losses[loss], rtol=1e-4)
-    for name, metric in (("returns", "dream/return"), ("values", "dream/value"),
+    for name, metric in (("returns", "imagination/return"), ("values", "imagination/value"),
                          ("policy_entropy", "actor/entropy"),
                          ("prior_entropy", "latents/prior_entropy")):
         assert_allclose(values[name].mean(), explained.metrics[metric], rtol=1e-4)
     assert_allclose(values["return_range"][1], explained.metrics["actor/return_high"], rtol=1e-4)
 
 
-def test_gradients_are_zero_exactly_where_the_table_of_the_readme_has_a_bar(cartpole):
-    text = README.read_text(encoding="utf-8")
-    table = text.partition("<!-- gradients -->")[2].partition("<!-- /gradients -->")[0]
+def test_gradients_are_zero_exactly_where_the_table_has_a_dash(cartpole):
     rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in table.strip().splitlines()]
+            for line in pages.block("gradients").splitlines()]
     for loss, *cells in rows[2:]:
-        slopes = cartpole[0].slopes[loss.replace(" ", "_")]
-        found = ["yes" if slopes[module] else "-" for module in rows[0][1:]]
+        gradient_norms = cartpole[0].gradient_norms[loss.replace(" ", "_")]
+        found = ["yes" if gradient_norms[module] else "-" for module in rows[0][1:]]
         assert (loss, found) == (loss, cells)
 
 
-def test_every_module_is_moved_by_the_update(cartpole):
-    moved = cartpole[0].moved
-    assert list(explain.MODULES) == sorted(moved, key=explain.MODULES.index)
-    assert all(0.0 < change < weights for weights, change in moved.values())
+def test_the_update_changes_every_module(cartpole):
+    changes = cartpole[0].changes
+    assert list(explain.MODULES) == sorted(changes, key=explain.MODULES.index)
+    assert all(0.0 < change < weights for weights, change in changes.values())
 
 
 def test_the_text_names_every_quantity_in_the_order_of_the_computation(cartpole):
@@ -87,7 +84,7 @@ def test_a_letter_has_one_size_in_all_shapes(cartpole):
     assert (sizes["B"], sizes["T"], sizes["N"], sizes["T+1"]) == ("3", "5", "15", "6")
 
 
-def test_the_least_mean_and_most_are_those_of_the_quantity(cartpole):
+def test_minimum_mean_and_maximum_are_those_of_the_quantity(cartpole):
     (line,) = re.findall(r"^R\^λ_t +λ-returns +\[.*\] +(.*)$", explain.report(*cartpole), re.M)
     returns = cartpole[0].values["returns"]
     numbers = [float(word) for word in line.split()]
@@ -107,7 +104,7 @@ def test_a_mistake_in_the_flags_gets_one_line(flags, said, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "FrozenLake-misc"])
-def test_every_kind_of_world_is_explained(env, capsys):
+def test_every_kind_of_environment_is_explained(env, capsys):
     assert explain.main(["--env", env, "--preset", "debug"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(env) and "nan" not in said and "inf" not in said

@@ -1,4 +1,4 @@
-"""A film shows every step that it should, in order, the last one included, or is not written."""
+"""A film shows the right steps in order, including the last one, or is not written."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def _filmed(path, episode):
     return np.stack(frames), durations
 
 
-def test_a_film_has_a_frame_for_every_step_and_rests_on_the_last(tmp_path):
+def test_a_film_has_a_frame_for_every_step_and_pauses_on_the_last(tmp_path):
     frames, durations = _filmed(tmp_path / "a.gif", _episode(12))
     assert frames.shape == (12, film.HEIGHT, film.HEIGHT + film.WIDTH, 3)
     levels = frames[:, 100, 100, 0].astype(int)
@@ -51,7 +51,7 @@ def test_long_episodes_are_thinned_evenly_and_keep_their_last_step(length):
     assert len(steps) == length if length <= 250 else 125 < len(steps) <= 250
 
 
-def test_a_thinned_film_shows_the_pictures_of_the_steps_that_it_keeps(tmp_path, monkeypatch):
+def test_a_thinned_film_shows_the_right_picture_of_each_step(tmp_path, monkeypatch):
     monkeypatch.setattr(film, "FRAMES", 4)
     frames, _ = _filmed(tmp_path / "a.gif", _episode(11))
     levels = frames[:, 100, 100, 0].astype(int)
@@ -78,7 +78,7 @@ def test_only_the_marker_moves_over_the_panels_evenly_from_edge_to_edge(tmp_path
         assert frame.sum() == frame[:, found].sum(), "nothing else changes"
 
 
-def test_rare_colours_keep_their_place_in_the_one_palette(tmp_path):
+def test_rare_colours_keep_an_entry_in_the_palette(tmp_path):
     episode = _episode(12)
     rare = np.random.default_rng(0).integers(0, 256, (12, 3), np.uint8)
     for frame, colour in zip(episode.frames, rare):
@@ -110,7 +110,8 @@ def test_the_panels_hold_reward_value_and_one_line_for_each_action():
         "reward", "value estimate", "probability of each action"]
     assert [text.get_text() for text in axes[2].get_legend().get_texts()] == ["0", "1", "2"]
     assert axes[2].get_xlabel() == "step of the episode" and axes[2].get_xlim() == (0, 4)
-    assert axes[2].get_ylim()[0] < 0 < 1 < axes[2].get_ylim()[1]
+    low, high = axes[2].get_ylim()
+    assert low < 0 and high > 1
 
 
 def test_continuous_actions_are_dots_around_the_line_of_their_mean():
@@ -123,7 +124,7 @@ def test_continuous_actions_are_dots_around_the_line_of_their_mean():
 
 
 @pytest.mark.parametrize("actions", [1, 6, 11, 18])
-def test_every_action_has_a_look_of_its_own(actions):
+def test_every_action_has_its_own_line_style(actions):
     lines = _axes(_episode(3, actions))[2].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == actions
 

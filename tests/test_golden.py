@@ -21,8 +21,9 @@ from numpy.testing import assert_array_equal
 import dreamer
 import jaxmodels_nnx as models
 from dreamer import Latent
-from utils.core import optim
+from utils.core import cpu_layers
 from utils.core.config import load
+from utils.core.devices import on_one_device
 from utils.run.arrays import flatten, unflatten
 
 FOLDER = Path(__file__).parent / "golden"
@@ -117,6 +118,10 @@ def renamed(arrays, layers, prefix="param:"):
             for layer, leaf in paths if layer in layers}
 
 
+FORMS = ("plain", "cpu")  # of the layers: jaxmodels_nnx.py, utils/core/cpu_layers.py
+both_forms = pytest.mark.parametrize("form", FORMS)
+
+
 def module(make, arrays):
     """What `make` makes, with these weights; all others are NaN and can touch no number here."""
     graph, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
@@ -124,10 +129,11 @@ def module(make, arrays):
     return nnx.merge(graph, unflatten(shapes, flatten(unknown) | arrays))
 
 
-def world_model(model, x_shape, arrays):
+def world_model(model, x_shape, arrays, form):
     """A world model for observations of this shape, with three continuous actions."""
     env = SimpleNamespace(x_shape=x_shape, is_image=len(x_shape) == 3, action_size=3)
-    return module(partial(dreamer.WorldModel, model, env), arrays)
+    world = module(partial(dreamer.WorldModel, model, env), arrays)
+    return cpu_layers.fast(world) if form == "cpu" else world
 
 
 # ---- Single layers -------------------------------------------------------------------------------
@@ -308,33 +314,32 @@ def test_a_kl_loss_and_its_gradients_are_official_free_bits_included(name, loss)
 @pytest.mark.sample_onehot
 def test_the_straight_through_gradient_is_official():
     data = recorded("2_onehot_kl")
-    uniform = jax.random.uniform(KEY, data["post_logits"].shape[:-1])
     _, pullback = jax.vjp(
-        lambda logits: dreamer.sample_onehot(uniform, mixed(logits)), data["post_logits"])
+        lambda logits: dreamer.sample_onehot(KEY, mixed(logits)), data["post_logits"])
     assert_close(*pullback(data["st_weight"]), data["st_grad_wrt_logits"])
 
 
 # ---- The recurrent state-space model -------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def rssm():
+@pytest.fixture(scope="module", params=FORMS)
+def rssm(request):
     """The recorded RSSM in a world model whose encoder is as wide as the recorded tokens."""
     arrays = renamed(recorded("3_rssm_blocks4"), RSSM)
-    return world_model(replace(MODEL, units=10), (2,), arrays)
+    return world_model(replace(MODEL, units=10), (2,), arrays, request.param)
 
 
-def recur_and_gradients(world, past, weight):
+def step_and_gradients(world, past, weight):
     """h after one step from the past, and the gradients of the sum of weight · h."""
-    h, pullback = jax.vjp(world.recur, *past)
+    h, pullback = jax.vjp(world.sequence_step, *past)
     return h, pullback(weight)
 
 
-@pytest.mark.recur
+@pytest.mark.sequence_step
 def test_the_recurrent_step_and_its_gradients_are_official(rssm):
     data = recorded("3_rssm_blocks4")
     past = Latent(data["deter"], data["stoch"]), data["action"]
-    step = jax.jit(partial(recur_and_gradients, rssm))
+    step = jax.jit(partial(step_and_gradients, rssm))
     h, (to_latent, to_a) = step(past, data["grad_weight"])
     assert_close(h, data["next_deter"])
     assert_close(to_latent.h, data["grad_deter"])
@@ -360,10 +365,9 @@ def test_the_posterior_is_official(rssm):
 @pytest.mark.observe_step
 def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_begins(rssm):
     data = recorded("3_rssm_blocks4")
-    past, now = Latent(data["deter"], data["stoch"]), (data["tokens"], data["reset"])
+    past = Latent(data["deter"], data["stoch"])
     step = jax.jit(partial(dreamer.observe_step, rssm))
-    uniform = jax.random.uniform(KEY, past.z.shape[:-1])
-    latent, probs = step(past, data["action"], now, uniform)
+    latent, probs = step(past, data["action"], data["tokens"], data["reset"], KEY)
     assert_close(latent.h, data["obs_next_deter"])
     assert_close(probs, mixed(data["obs_post_logits"]))
     logits = jax.jit(rssm.posterior)(jnp.concatenate([latent.h, data["tokens"]], -1))
@@ -375,29 +379,32 @@ def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_b
 
 @pytest.mark.WorldModel
 @pytest.mark.parametrize("name, tokens", [("enc_vec", "tokens_vec"), ("enc_both", "tokens_both")])
-def test_the_vector_encoder_is_official(name, tokens):
+@both_forms
+def test_the_vector_encoder_is_official(name, tokens, form):
     data = recorded("10_encoder")
-    world = world_model(MODEL, (5,), renamed(data, vector_encoder(name)))
+    world = world_model(MODEL, (5,), renamed(data, vector_encoder(name)), form)
     # the encoder of both lays the vector's tokens in front of the image's
     assert_close(jax.jit(world.encode)(data["vector"]), data[tokens][..., :16])
 
 
 @pytest.mark.WorldModel
 @pytest.mark.parametrize("name, tokens", [("enc_img", "tokens_img"), ("enc_both", "tokens_both")])
-def test_the_image_encoder_is_official(name, tokens):
+@both_forms
+def test_the_image_encoder_is_official(name, tokens, form):
     data = recorded("10_encoder")
-    world = world_model(MODEL, (64, 64, 3), renamed(data, image_encoder(name)))
+    world = world_model(MODEL, (64, 64, 3), renamed(data, image_encoder(name)), form)
     assert_close(jax.jit(world.encode)(data["image"]), data[tokens][..., -128:])
 
 
 @pytest.mark.WorldModel
 @pytest.mark.decoder_loss
-def test_the_vector_decoder_is_official_and_so_is_its_loss():
+@both_forms
+def test_the_vector_decoder_is_official_and_so_is_its_loss(form):
     data = recorded("10b_decoder")
     arrays = renamed(data, VECTOR_DECODER)
     first = "decoder/head/mlp/layers/0/linear/kernel"
     arrays[first] = np.roll(arrays[first], 32, 0)  # official input is [z, h], ours [h, z]
-    world = world_model(MODEL, (5,), arrays)
+    world = world_model(MODEL, (5,), arrays, form)
     latent = Latent(data["deter"], data["stoch"])
     assert_close(jax.jit(world.decode)(latent), data["pred_vector_symlog_space"])
     loss = jax.jit(partial(dreamer.decoder_loss, world))(latent, data["target_vector"])
@@ -406,9 +413,10 @@ def test_the_vector_decoder_is_official_and_so_is_its_loss():
 
 @pytest.mark.WorldModel
 @pytest.mark.decoder_loss
-def test_the_image_decoder_is_official_and_so_is_its_loss():
+@both_forms
+def test_the_image_decoder_is_official_and_so_is_its_loss(form):
     data = recorded("10b_decoder")
-    world = world_model(replace(MODEL, blocks=8), (64, 64, 3), renamed(data, IMAGE_DECODER))
+    world = world_model(replace(MODEL, blocks=8), (64, 64, 3), renamed(data, IMAGE_DECODER), form)
     latent = Latent(data["deter"], data["stoch"])
     assert_close(jax.jit(world.decode)(latent), data["pred_image"])
     loss = jax.jit(partial(dreamer.decoder_loss, world))(latent, data["target_image"])
@@ -416,7 +424,8 @@ def test_the_image_decoder_is_official_and_so_is_its_loss():
 
 
 @pytest.mark.WorldModel
-def test_a_decoder_of_half_as_many_wider_blocks_lays_their_channels_side_by_side():
+@both_forms
+def test_a_decoder_of_half_as_many_wider_blocks_lays_their_channels_side_by_side(form):
     data = recorded("10b_decoder")
     arrays, name = renamed(data, IMAGE_DECODER), "decoder/from_h"
     # the recorded blocks have one channel each, which would hide a wrong order of channels
@@ -425,7 +434,7 @@ def test_a_decoder_of_half_as_many_wider_blocks_lays_their_channels_side_by_side
     wider[:, :4, :, 0], wider[:, 4:, :, 1] = kernel[::2], kernel[1::2]
     arrays[f"{name}/kernel"] = wider.reshape(4, 8, 32)
     arrays[f"{name}/bias"] = bias.swapaxes(1, 2).ravel()
-    world = world_model(MODEL, (64, 64, 3), arrays)
+    world = world_model(MODEL, (64, 64, 3), arrays, form)
     image = jax.jit(world.decode)(Latent(data["deter"], data["stoch"]))
     assert_close(image, data["pred_image"])
 
@@ -513,20 +522,21 @@ class Case:
         return models.bounded_normal(*jnp.split(s[..., POLICY], 2, -1), PAPER.model)
 
     def losses(self, s):
-        """Sum of both losses, and everything that `dream_losses` gives back."""
+        """Sum of both losses, and everything that `imagination_losses` returns."""
         world = SimpleNamespace(reward=lambda s: s[..., REWARD],
                                 continue_=lambda s: s[..., CONTINUE])
         networks = SimpleNamespace(world=world, critic=lambda s: s[..., CRITIC], actor=self.policy)
-        fixed = dreamer.Fixed(networks, lambda s: s[..., SLOW])
-        dreamed = dreamer.Dream(s, self.a)
-        found = dreamer.dream_losses(networks, fixed, dreamed, self.range_before, PAPER)
+        frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW], BINS)
+        imagined = dreamer.Imagined(s=s, a=self.a)
+        found = on_one_device(dreamer.imagination_losses)(
+            networks, frozen, imagined, self.range_before, PAPER)
         return sum(found[0].values()), found
 
 
 @pytest.fixture(scope="module", params=["4_imag_loss_case0", "4_imag_loss_case1"],
                 ids=["discrete", "continuous"])
 def case(request):
-    """Each of the two recorded dreams."""
+    """Each of the two recorded rollouts."""
     return Case(request.param)
 
 
@@ -537,8 +547,8 @@ def results(case):
     return found, gradient
 
 
-@pytest.mark.dream_losses
-def test_returns_and_the_return_range_on_dreams_are_official(case, results):
+@pytest.mark.imagination_losses
+def test_returns_and_the_return_range_on_imagined_rollouts_are_official(case, results):
     (_, (returns, return_range), metrics), _ = results
     assert_close(returns, case.data["ret"])
     assert_close(return_range, case.return_range("after"))
@@ -546,27 +556,27 @@ def test_returns_and_the_return_range_on_dreams_are_official(case, results):
     assert_close(metrics["actor/return_high"], case.data["retnorm_hi_after"])
 
 
-@pytest.mark.dream_losses
-def test_metrics_of_dreams_are_official(case, results):
+@pytest.mark.imagination_losses
+def test_metrics_of_imagined_rollouts_are_official(case, results):
     (*_, metrics), _ = results
     data = case.data
-    assert_close(metrics["dream/return"], data["metric_tar"])
-    assert_close(metrics["dream/value"], data["metric_val"])
-    assert_close(metrics["dream/reward"], data["rew"][:, 1:].mean())
-    assert_close(metrics["dream/continue"], data["con"][:, 1:].mean())
+    assert_close(metrics["imagination/return"], data["metric_tar"])
+    assert_close(metrics["imagination/value"], data["metric_val"])
+    assert_close(metrics["imagination/reward"], data["rew"][:, 1:].mean())
+    assert_close(metrics["imagination/continue"], data["con"][:, 1:].mean())
     assert_close(metrics["actor/advantage_std"], data["metric_adv_std"])
     assert_close(metrics["actor/entropy"], data["entropy"][:, :-1].mean())
 
 
-@pytest.mark.dream_losses
-def test_both_losses_on_dreams_are_official(case, results):
+@pytest.mark.imagination_losses
+def test_both_losses_on_imagined_rollouts_are_official(case, results):
     (losses, *_), _ = results
     assert_close(losses["actor"], case.data["loss_policy"].mean())
     assert_close(losses["critic"], case.data["loss_value"].mean())
 
 
-@pytest.mark.dream_losses
-def test_the_gradients_of_both_losses_on_dreams_are_official(case, results):
+@pytest.mark.imagination_losses
+def test_the_gradients_of_both_losses_on_imagined_rollouts_are_official(case, results):
     _, gradient = results
     of_mean = 1.0 / case.data["ret"].size  # the recorded losses are means: so small are these
     assert_close(gradient[..., CRITIC], case.data["grad_value_logits"], of_mean, ROUNDED_TARGET)
@@ -576,25 +586,25 @@ def test_the_gradients_of_both_losses_on_dreams_are_official(case, results):
 
 
 @pytest.mark.twohot_mean
-def test_the_values_of_critic_and_slow_critic_on_dreams_are_official(case):
+def test_the_values_of_critic_and_slow_critic_on_imagined_rollouts_are_official(case):
     assert_close(twohot_mean(case.data["value_logits"], BINS), case.data["value_pred"])
     assert_close(twohot_mean(case.data["slowvalue_logits"], BINS), case.data["slowvalue_pred"])
 
 
 @pytest.mark.trajectory_weights
-def test_the_weights_of_dreamed_states_are_official(case):
+def test_the_weights_of_imagined_states_are_official(case):
     assert_close(dreamer.trajectory_weights(case.data["con"]), case.data["weight"])
 
 
 @pytest.mark.advantages
-def test_the_mean_advantage_on_dreams_is_official(case):
+def test_the_mean_advantage_on_imagined_rollouts_is_official(case):
     values, limit = case.data["value_pred"][:, :-1], PAPER.learning.return_limit
     found = dreamer.advantages(case.data["ret"], values, case.return_range("after"), limit)
     assert_close(found.mean(), case.data["metric_adv"])
 
 
 @pytest.mark.critic_loss
-def test_the_critic_loss_of_each_dreamed_state_is_official(case):
+def test_the_critic_loss_of_each_imagined_state_is_official(case):
     data = case.data
     losses = critic_loss(data["value_logits"][:, :-1], data["ret"], data["slowvalue_pred"][:, :-1],
                          BINS, PAPER.learning.slow_scale)
@@ -602,7 +612,7 @@ def test_the_critic_loss_of_each_dreamed_state_is_official(case):
 
 
 @pytest.mark.actor_loss
-def test_the_actor_loss_of_each_dreamed_state_is_official(case):
+def test_the_actor_loss_of_each_imagined_state_is_official(case):
     data, policy = case.data, case.policy(case.s[:, :-1])
     assert_close(policy.log_prob(case.a), data["logp"][:, :-1])
     assert_close(case.policy(case.s).entropy(), data["entropy"])
@@ -640,9 +650,9 @@ def replayed():
 def replay_loss(latent):
     """`replay_critic_loss` on features that hold the outputs of critic and slow critic."""
     networks = SimpleNamespace(critic=lambda s: s[..., CRITIC])
-    fixed = dreamer.Fixed(networks, lambda s: s[..., SLOW])
+    frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW], BINS)
     bootstrap = recorded("4b_repl_loss")["boot"]
-    return dreamer.replay_critic_loss(networks, fixed, latent, replayed(), bootstrap, PAPER)
+    return dreamer.replay_critic_loss(networks, frozen, latent, replayed(), bootstrap, PAPER)
 
 
 @pytest.mark.replay_returns
@@ -700,7 +710,7 @@ def five_steps(optimizer, held=False):
     ("default", {}), ("nowarmup", {"warmup": 0}), ("biglr", {"lr": 1e-2, "warmup": 3})])
 def test_five_steps_of_the_optimiser_are_official(run, change):
     config = replace(PAPER.optimizer, **change)
-    updates, params = five_steps(optim.laprop(config, 10_000))
+    updates, params = five_steps(dreamer.laprop(config, 10_000))
     # in the warm-up the second update is already lr / warmup times the momentum, the first is 0
     unit = config.lr / max(1, config.warmup)
     for name in updates:
@@ -713,7 +723,7 @@ def test_five_steps_of_the_optimiser_are_official(run, change):
 @pytest.mark.parametrize("stage, momentum", [("rms", 0.0), ("mom", PAPER.optimizer.momentum)])
 def test_the_optimiser_divides_and_averages_as_the_official_one(stage, momentum):
     config = replace(PAPER.optimizer, lr=1.0, warmup=0, momentum=momentum)
-    updates, _ = five_steps(optim.laprop(config, 10_000), held=True)
+    updates, _ = five_steps(dreamer.laprop(config, 10_000), held=True)
     for name, expected in starting(f"stage_{stage}_fixedparams:").items():
         assert_close(-updates[name], expected)
 
@@ -721,7 +731,7 @@ def test_the_optimiser_divides_and_averages_as_the_official_one(stage, momentum)
 @pytest.mark.adaptive_gradient_clipping
 def test_gradients_are_clipped_as_the_official_optimiser_clips_them():
     config = PAPER.optimizer
-    clip = optim.adaptive_gradient_clipping(config.agc, config.agc_floor)
+    clip = dreamer.adaptive_gradient_clipping(config.agc, config.agc_floor)
     clipped, _ = five_steps(clip, held=True)
     for name, expected in starting("stage_agc_fixedparams:").items():
         assert_close(clipped[name], expected)
@@ -730,7 +740,7 @@ def test_gradients_are_clipped_as_the_official_optimiser_clips_them():
 @pytest.mark.learning_rate
 def test_the_learning_rate_is_official():
     config, data = PAPER.optimizer, recorded("6_optimizer")
-    rate = optim.learning_rate(config.lr, config.warmup, config.lr_final, 10_000)
+    rate = dreamer.learning_rate(config.lr, config.warmup, config.lr_final, 10_000)
     assert_close(rate(data["lr_at_step_index"]), data["lr_at_step"], config.lr)
 
 
@@ -741,7 +751,7 @@ def critic_weights(prefix):
 
 def no_loss(*_):
     """In place of `total_loss`: a gradient of zero, and nothing learned."""
-    return jnp.zeros(()), dreamer.Learned(None, None, {})
+    return jnp.zeros(()), dreamer.Aux(None, None, {})
 
 
 def move_there(grads, target, params):
@@ -757,15 +767,15 @@ def test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_on
     state = dreamer.AgentState({"critic": slow}, slow, None, None, 0)
     for step in (1, 2, 3):
         target = {"critic": critic_weights(f"source_step{step}:")}
-        state, *_ = dreamer.train_step(program, state._replace(opt_state=target), None, None)
+        one_update = on_one_device(dreamer.train_step)
+        state, *_ = one_update(program, state._replace(opt_state=target), None, None)
         for name, expected in critic_weights(f"slow_step{step}:").items():
             assert_close(state.slow_critic[name], expected)
 
 
-@pytest.mark.Head
+@pytest.mark.Critic
 def test_a_critic_of_the_slow_weights_answers_as_the_official_one():
     data = recorded("8_slow_ema")
-    mlp_of_8 = partial(models.MLP, 6, 8, 1, PAPER.model.norm_eps)
-    critic = module(lambda rngs: models.Head(mlp_of_8(rngs), 8, 255, rngs),
-                    critic_weights("slow_step3:"))
+    model = replace(PAPER.model, deter=2, latents=2, classes=2, units=8, critic_layers=1)
+    critic = module(partial(dreamer.Critic, model), critic_weights("slow_step3:"))
     assert_close(critic(data["x"]), data["slow_step3_logits"])

@@ -1,8 +1,7 @@
-"""Which loss teaches which network: the README's table, cell by cell, by taking the gradients."""
+"""Which loss teaches which network: each cell of docs/equations.md, by taking the gradients."""
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +10,20 @@ import pytest
 
 import dreamer
 import gymnax_wrappers
+from tests import pages
 from utils.core import config
+from utils.core.devices import on_one_device
 from utils.core.settings import Config
 
 # Prediction is the sum of the three rows below it. Both KL losses reach encoder and posterior: the
 # representation loss directly, the dynamics loss (it holds the posterior fixed) through time alone,
 # because h_t was made from z_{t-1}, a sample with a straight-through gradient.
-README = Path(__file__).parent.parent / "README.md"
 B, T = 3, 5
 
 
 def table():
-    """The README's table as {row: {column: cell}}."""
-    text = README.read_text(encoding="utf-8")
-    start, end = "<!-- gradients -->", "<!-- /gradients -->"
-    assert text.count(start) == text.count(end) == 1
-    rows = text.partition(start)[2].partition(end)[0].strip().splitlines()
+    """The table as {row: {column: cell}}."""
+    rows = pages.block("gradients").splitlines()
     lines = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return {name: dict(zip(lines[0][1:], cells)) for name, *cells in lines[2:]}
 
@@ -41,7 +38,7 @@ def random_batch(random, env, model):
     """Rows of no episode in particular; one episode ends and one begins in the middle."""
     shape, flags = (B, T + 1), np.zeros((3, B, T + 1), bool)
     flags[0, 0, 3] = flags[1, 0, 2] = flags[2, 0, 2] = True
-    return dreamer.Row(
+    return dreamer.Transition(
         random.normal(size=(*shape, *env.x_shape)), random.normal(size=shape), *flags,
         np.eye(env.action_size)[random.integers(env.action_size, size=shape)],
         random.normal(size=(*shape, model.deter)),
@@ -55,8 +52,8 @@ def every_loss(program, inputs, free_bits, taught):
     program = dataclasses.replace(
         program, config=dataclasses.replace(program.config, learning=learning))
     state = dreamer.AgentState(params, slow_critic, None, return_range, 0)
-    losses, learned = dreamer.agent_losses(program, params, state, *inputs)
-    parts = {name: learned.metrics[f"losses/{name}"] for name in ("decoder", "reward", "continue")}
+    losses, aux = on_one_device(partial(dreamer.agent_losses, program))(params, state, *inputs)
+    parts = {name: aux.metrics[f"losses/{name}"] for name in ("decoder", "reward", "continue")}
     return {name.replace("_", " "): loss for name, loss in (losses | parts).items()}
 
 

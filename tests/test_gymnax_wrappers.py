@@ -1,4 +1,4 @@
-"""The environments arrive as rows of the time line, in one shape, whatever Gymnax gives."""
+"""Environments become rows of the time line in one format, whatever Gymnax returns."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from gymnax.environments import environment, spaces
 from gymnax.utils import load_mnist
 
 import gymnax_wrappers
+from utils.core import user_env
 
 # name: shape and kind of the observation, whether actions are discrete, how many.
 ENVIRONMENTS = {
@@ -108,16 +109,16 @@ class Showing(Scripted):
 
 
 class TwoHanded(Scripted):
-    """Wants two actions at once."""
+    """Takes two actions at once."""
 
     def action_space(self, params):
         return spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
 
 
-def wrap(env, params=Script(), observation="auto"):
+def wrap(env, params=None, observation="auto"):
     """The environment under test around one of the scripted ones."""
-    return gymnax_wrappers.Environment(
-        name="Scripted", env=env, params=params, observation=observation)
+    checked = user_env.CheckedEnv("Scripted", env, params or Script())
+    return gymnax_wrappers.Environment(checked, observation)
 
 
 @partial(jax.jit, static_argnames="env")
@@ -149,7 +150,7 @@ def test_an_episode_is_a_first_row_its_steps_a_last_row_and_then_the_next_first_
         found, [first, middle, last, first, middle, last, first], "x, r, first, last, terminal")
 
 
-def test_rewards_are_float32_and_flags_are_booleans_also_where_gymnax_gives_integers():
+def test_rewards_are_float32_and_flags_are_booleans_even_if_gymnax_returns_integers():
     env = wrap(Scripted())
     state, first = env.reset(jax.random.key(0))
     _, second = advance(env, jax.random.key(0), state, jnp.array([1.0, 0.0]))
@@ -158,7 +159,7 @@ def test_rewards_are_float32_and_flags_are_booleans_also_where_gymnax_gives_inte
         assert all(v.shape == () for v in row[1:])
 
 
-def test_the_state_says_that_the_episode_is_over_exactly_when_the_row_is_a_last_one():
+def test_the_state_marks_the_episode_as_over_exactly_at_last_rows():
     env = wrap(Scripted())
     state, _ = env.reset(jax.random.key(0))
     over = [bool(state.over)]
@@ -266,13 +267,13 @@ def test_images_become_bytes_and_bytes_stay_as_they_are(raw, pixels):
 @pytest.mark.parametrize("shape, is_image", [
     ((), False), ((9,), False), ((3, 9), False), ((9, 3), False), ((4, 4), True),
     ((2, 2, 1), True)])
-def test_only_arrays_that_look_like_images_are_taken_for_images(shape, is_image):
+def test_only_arrays_shaped_like_images_are_images(shape, is_image):
     env = wrap(Showing(jnp.zeros(shape)))
     assert env.is_image == is_image
     assert env.x_shape == ((*shape, 1)[:3] if is_image else (int(np.prod(shape)),))
 
 
-def test_the_observation_argument_overrules_the_shape():
+def test_the_observation_argument_overrides_the_shape():
     flat = gymnax_wrappers.make("Catch-bsuite", observation="vector")
     _, row = flat.reset(jax.random.key(0))
     assert not flat.is_image and row.x.shape == (50,) and row.x.dtype == jnp.float32
@@ -280,7 +281,7 @@ def test_the_observation_argument_overrules_the_shape():
     assert gymnax_wrappers.make("SimpleBandit-bsuite", "image").x_shape == (1, 1, 1)
 
 
-def test_environments_scanned_side_by_side_live_the_lives_they_live_alone():
+def test_environments_vectorised_in_a_scan_behave_like_single_ones():
     env = gymnax_wrappers.make("CartPole-v1")
     keys = jax.random.split(jax.random.key(0), 3)
     actions = jax.nn.one_hot(jnp.array([[0] * 25, [1] * 25, [0, 1] * 12 + [0]]), 2)
@@ -317,7 +318,7 @@ def test_the_description_is_one_line_with_name_observation_actions_and_limit(nam
 
 
 def error_of(function, *arguments):
-    """The one line that the ValueError of this call says."""
+    """The one-line message of the ValueError of this call."""
     with pytest.raises(ValueError) as caught:
         function(*arguments)
     message = str(caught.value)
@@ -325,7 +326,7 @@ def error_of(function, *arguments):
     return message
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_names_and_where_the_list_is():
+def test_an_unknown_name_is_answered_with_similar_names_and_the_flag_for_the_list():
     message = error_of(gymnax_wrappers.make, "Cartpole-v0")
     assert "'Cartpole-v0'" in message and "--list-envs" in message
     assert "CartPole-v1" in message
@@ -340,7 +341,7 @@ def test_the_mnist_bandit_is_refused_without_trying_to_download(monkeypatch, tmp
     assert "download" in message and gymnax_wrappers.MNIST_FILES[3] in message
 
 
-def test_the_mnist_bandit_is_an_image_of_28_pixels_where_its_data_is_there(monkeypatch, tmp_path):
+def test_the_mnist_bandit_is_an_image_of_28_pixels_if_its_data_exists(monkeypatch, tmp_path):
     digits = np.zeros((3, 28, 28), np.int8), np.arange(3, dtype=np.uint8)
     monkeypatch.setattr(load_mnist, "load_mnist", lambda: (digits, digits))
     monkeypatch.setattr(gymnax_wrappers, "MNIST_FOLDER", tmp_path)
@@ -350,7 +351,7 @@ def test_the_mnist_bandit_is_an_image_of_28_pixels_where_its_data_is_there(monke
     assert env.x_shape == (28, 28, 1) and env.x_dtype == jnp.uint8 and env.action_size == 10
 
 
-def test_an_image_cannot_be_asked_of_a_vector():
+def test_a_vector_cannot_be_read_as_an_image():
     message = error_of(gymnax_wrappers.make, "CartPole-v1", "image")
     assert "image" in message and "CartPole-v1" in message
 

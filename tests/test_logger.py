@@ -27,15 +27,15 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path, monkeypatch):
     assert all(Path(name).is_dir() for name in names)
 
 
-def test_a_given_folder_is_used_as_it_is(tmp_path):
+def test_a_given_folder_is_used_unchanged(tmp_path):
     wanted = tmp_path / "some" / "where"
     assert make_folder(str(wanted), "CartPole-v1", 0) == wanted
     assert list(wanted.iterdir()) == []
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_keeps_it(tmp_path):
+def test_a_folder_with_a_run_is_refused_and_left_unchanged(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ValueError, match="already holds a run") as caught:
+    with pytest.raises(ValueError, match="already contains a run") as caught:
         make_folder(tmp_path, "CartPole-v1", 0)
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
@@ -64,7 +64,7 @@ def test_a_read_only_disk_is_refused_in_one_line(tmp_path, monkeypatch):
         make_folder(tmp_path, "CartPole-v1", 0)
 
 
-def test_a_row_holds_the_step_and_the_values_given_and_nothing_else(tmp_path):
+def test_a_row_has_only_the_step_and_the_given_values(tmp_path):
     with Logger(tmp_path) as log:
         log.metrics(10, {"loss/actor": -1.23456789, "updates": 12345678})
         log.metrics(20, {"eval/return": 500.0})
@@ -74,7 +74,7 @@ def test_a_row_holds_the_step_and_the_values_given_and_nothing_else(tmp_path):
     ]
 
 
-def test_a_row_can_be_read_while_the_run_goes_on(tmp_path):
+def test_a_row_can_be_read_during_the_run(tmp_path):
     with Logger(tmp_path) as log:
         log.metrics(10, {"loss": 1.0})
         assert _rows_of(tmp_path / "metrics.jsonl") == [{"step": 10, "loss": 1.0}]

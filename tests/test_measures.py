@@ -1,4 +1,4 @@
-"""Numbers of a world model's quality are what their formulas say, by hand."""
+"""The quality measures of a world model agree with values computed by hand."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from utils.pictures import measures
 RANDOM = np.random.default_rng(0)
 
 
-def test_always_saying_the_mean_costs_one_whatever_the_units():
+def test_predicting_the_mean_has_error_1_in_any_units():
     x = RANDOM.normal(3.0, (1.0, 100.0, 1e-4), (8, 500, 3))
     for kind in (x, np.round(x.reshape(8, 100, 5, 1, 3) % 255)):
         weights = measures.importance(kind)
@@ -19,7 +19,7 @@ def test_always_saying_the_mean_costs_one_whatever_the_units():
         assert cost.shape == kind.shape[:2] and cost.mean() == pytest.approx(1.0)
 
 
-def test_entries_that_never_change_cost_nothing_and_the_others_count_alike():
+def test_constant_entries_are_ignored_and_the_others_have_equal_weights():
     x = RANDOM.normal(size=(4, 300, 3)) * (1.0, 10.0, 0.0) + 5.0
     weights = measures.importance(x)
     assert weights[2] == 0.0 and np.isfinite(weights).all()
@@ -27,13 +27,13 @@ def test_entries_that_never_change_cost_nothing_and_the_others_count_alike():
     assert_allclose(measures.importance(np.full((2, 3, 1), 7.0)), 0.0)
 
 
-def test_an_error_is_averaged_over_the_starts_that_are_known():
+def test_an_error_is_averaged_over_the_valid_starts():
     squared, known = np.array([[4.0, 9.0], [16.0, 1e9]]), np.array([[1, 1], [1, 0]], bool)
     assert_allclose(measures.rms(squared, known), [10**0.5, 3.0])
     assert np.isnan(measures.rms(squared, np.zeros((2, 2), bool))).all()
 
 
-def test_a_correlation_is_1_on_a_line_and_none_where_nothing_varies():
+def test_a_correlation_is_1_on_a_line_and_nan_for_constants():
     a = RANDOM.normal(size=50)
     assert measures.correlation(a, 3 * a + 1) == pytest.approx(1.0)
     assert measures.correlation(a, -a) == pytest.approx(-1.0)
@@ -45,7 +45,7 @@ def _rows(r, is_last, is_terminal):
                            is_terminal=np.array([is_terminal], bool))
 
 
-def test_a_return_ends_with_the_world_and_goes_on_with_the_value_where_time_is_up():
+def test_a_return_ends_at_a_termination_and_bootstraps_at_a_time_limit():
     # rows 0-2: the world ends at 2; rows 3-5: cut at 5; rows 6-7: the recording stops
     rows = _rows([0, 1, 2, 0, 3, 4, 0, 5], [0, 0, 1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0])
     values = np.array([[9, 9, 9, 9, 9, 10, 9, 20]], float)
@@ -55,13 +55,13 @@ def test_a_return_ends_with_the_world_and_goes_on_with_the_value_where_time_is_u
     assert_allclose(found.share[0], [1, 1, np.nan, 0.75, 0.5, np.nan, 0.5, np.nan])
 
 
-def test_an_endless_constant_reward_is_worth_itself_times_the_horizon():
+def test_the_return_of_an_endless_constant_reward_is_the_reward_times_the_horizon():
     rows = _rows(np.ones(3000), np.zeros(3000), np.zeros(3000))
     found = measures.returns(rows, np.zeros((1, 3000)), 0.99)
     assert found.total[0, 0] == pytest.approx(100.0) and found.share[0, 0] == pytest.approx(1.0)
 
 
-def test_chances_that_are_kept_lie_on_the_diagonal():
+def test_calibrated_probabilities_lie_on_the_diagonal():
     chances = RANDOM.random(200_000)
     found = measures.calibration(chances, RANDOM.random(200_000) < chances)
     assert found.rows.sum() == 200_000
@@ -69,13 +69,13 @@ def test_chances_that_are_kept_lie_on_the_diagonal():
     assert_allclose(found.predicted, np.arange(0.05, 1.0, 0.1), atol=0.01)
 
 
-def test_a_chance_of_one_has_its_place_and_empty_bins_are_zero():
+def test_a_probability_of_1_falls_into_the_last_bin_and_empty_bins_are_zero():
     found = measures.calibration(np.ones(5), np.array([1, 1, 1, 1, 0], bool))
     assert found.rows.tolist() == [0] * 9 + [5]
     assert (found.predicted[-1], found.happened[-1]) == (1.0, 0.8)
 
 
-def test_the_plane_is_that_of_the_largest_differences():
+def test_the_plane_is_that_of_the_two_principal_components():
     flat = RANDOM.normal(size=(300, 2)) * (5.0, 2.0)
     turned, _ = np.linalg.qr(RANDOM.normal(size=(40, 40)))
     places, shares = measures.plane(np.pad(flat, ((0, 0), (0, 38))) @ turned + 3.0)

@@ -49,43 +49,6 @@ def test_every_image_size_comes_back_and_has_the_tokens_that_were_announced(
     assert announced.shape == (smallest[0] * smallest[1] * channels * MODEL.depth,)
 
 
-@pytest.mark.parametrize("inputs, outputs", [(3, 4), (4, 3)])
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_a_convolution_is_that_of_jax_for_any_kernel_and_any_image(size, inputs, outputs):
-    layer = models.Conv(inputs, outputs, size, rngs())
-    x = jax.random.normal(KEY, (2, 6, 7, inputs))
-    expected = jax.lax.conv_general_dilated(
-        x, layer.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    assert_allclose(layer(x), expected, atol=1e-5)
-
-
-def error_of_images(weights, networks, x, h, z):
-    """A number that every token and pixel changes, and what they are."""
-    encoder, decoder = nnx.merge(networks, weights)
-    tokens, image = encoder(x), decoder(h, z)
-    return jnp.sum(tokens**2) + jnp.sum((image - x) ** 2), (tokens, image)
-
-
-def test_many_images_are_worked_on_a_few_at_a_time_with_the_same_result(monkeypatch):
-    shape = (16, 12, 2)
-    encoder, _ = models.make_encoder(MODEL, shape, True, rngs())
-    decoder = models.make_decoder(MODEL, shape, True, rngs())
-    networks, weights = nnx.split(nnx.List([encoder, decoder]))
-    inputs = [jax.random.uniform(KEY, (5, *own)) for own in (shape, (MODEL.deter,), (16,))]
-    function = partial(jax.value_and_grad(error_of_images, has_aux=True), weights, networks)
-    found = []
-    for images in (5, 2):  # all at once; two, two, and the one that is left
-        monkeypatch.setattr(models, "CPU_PIXELS", images * 16 * 12)
-        monkeypatch.setattr(models, "ACCELERATOR_PIXELS", images * 16 * 12)
-        lowered = jax.jit(partial(function)).lower(*inputs)  # a new function: nothing is reused
-        text = lowered.as_text()  # loops, and what is computed again
-        counts = [text.count(word) for word in ("stablehlo.while", "optimization_barrier")]
-        found.append((counts, lowered.compile()(*inputs)))
-    (before, once), (after, few) = found
-    assert before[0] == 0 < after[0] and before[1] < after[1]
-    jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=1e-6), once, few)
-
-
 def test_images_are_halved_while_they_stay_at_least_as_large_as_the_seed():
     sizes = [models.image_sizes(shape, (2, 3, 4, 4), 4) for shape in ((64, 64), (7, 9), (8, 99))]
     assert sizes[0] == [(64, 64), (32, 32), (16, 16), (8, 8), (4, 4)]

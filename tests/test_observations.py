@@ -1,4 +1,4 @@
-"""What is drawn from an observation alone is the world that the state shows."""
+"""A picture drawn from an observation alone equals the one drawn from the state."""
 
 import gymnax
 import jax
@@ -20,13 +20,13 @@ def _start(name):
 
 
 @pytest.mark.parametrize("name", observations.STATES)
-def test_the_observation_tells_the_same_picture_as_the_state(name):
+def test_the_observation_gives_the_same_picture_as_the_state(name):
     env, state, x = _start(name)
     apart = np.abs(observations.scene(env, x).astype(int) - draw(env, state, x)).max(-1)
     assert (apart > 20).mean() < 0.001, "but for the rounding of an edge"
 
 
-def test_a_name_stands_for_each_entry_of_a_vector():
+def test_every_entry_of_a_vector_has_a_name():
     for name, entries in observations.ENTRIES.items():
         assert len(entries) == gymnax_wrappers.make(name).x_shape[0], name
     assert set(observations.ENTRIES) | set(observations.STATES) <= set(gymnax.registered_envs)
@@ -34,14 +34,14 @@ def test_a_name_stands_for_each_entry_of_a_vector():
 
 
 @pytest.mark.parametrize("name", ["PointRobot-misc", "Breakout-MinAtar", "Catch-bsuite"])
-def test_where_the_state_is_not_told_the_observation_is_drawn(name):
+def test_without_the_state_the_observation_itself_is_drawn(name):
     env, _, x = _start(name)
     picture = observations.scene(env, x)
     assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
 
 
-def test_each_channel_has_its_colour_and_doubt_is_pale():
+def test_each_channel_has_its_colour_and_uncertainty_is_pale():
     env = gymnax_wrappers.make("Breakout-MinAtar")
     names = list(MINATAR[env.name].values())
     x = np.zeros((1, 6, 4))

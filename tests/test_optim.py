@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from utils.core import optim
+import dreamer
 
 CONFIG = SimpleNamespace(lr=0.1, warmup=4, lr_final=0.2, agc=0.3, agc_floor=1e-3, rms_decay=0.999,
                          momentum=0.9, eps=1e-20)
@@ -15,13 +15,13 @@ CONFIG = SimpleNamespace(lr=0.1, warmup=4, lr_final=0.2, agc=0.3, agc_floor=1e-3
 
 def clipped(gradient, weights):
     """The gradients after clipping to 0.5 of the weights' norm, which counts as 0.1 at least."""
-    clip = optim.adaptive_gradient_clipping(0.5, 0.1)
+    clip = dreamer.adaptive_gradient_clipping(0.5, 0.1)
     return clip.update(gradient, clip.init(weights), weights)[0]
 
 
 def moves(config, gradients):
     """The updates of one weight tensor of ones, one after the other."""
-    optimizer, weights, moved = optim.laprop(config, 14), jnp.ones(2), []
+    optimizer, weights, moved = dreamer.laprop(config, 14), jnp.ones(2), []
     state = optimizer.init(weights)
     for gradient in gradients:
         update, state = optimizer.update(jnp.array(gradient), state, weights)
@@ -44,7 +44,7 @@ def test_weights_of_zero_still_let_a_gradient_through_as_if_they_had_the_floors_
 
 
 def test_the_learning_rate_rises_from_exactly_0_in_a_line_and_falls_in_a_line_to_its_share():
-    rate = optim.learning_rate(0.1, 4, 0.2, 14)
+    rate = dreamer.learning_rate(0.1, 4, 0.2, 14)
     assert rate(0) == 0.0
     assert_allclose([rate(t) for t in (1, 2, 4)], [0.025, 0.05, 0.1], rtol=1e-6)
     assert_allclose([rate(t) for t in (9, 14, 99)], [0.06, 0.02, 0.02], rtol=1e-6)
@@ -52,7 +52,7 @@ def test_the_learning_rate_rises_from_exactly_0_in_a_line_and_falls_in_a_line_to
 
 @pytest.mark.parametrize("warmup, updates", [(0, 10), (4, 10), (4, 2)])
 def test_a_final_share_of_1_keeps_the_rate_and_no_warm_up_starts_with_it(warmup, updates):
-    rate = optim.learning_rate(0.1, warmup, 1.0, updates)
+    rate = dreamer.learning_rate(0.1, warmup, 1.0, updates)
     assert_allclose([rate(t) for t in range(warmup, 20)], 0.1, rtol=1e-6)
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 import dreamer
 from gymnax_wrappers import Step, make
+from tests import pages, sharing
 from utils.core import config
 from utils.core.references import REFERENCES
 from utils.core.settings import Config
@@ -27,8 +27,8 @@ SHIPPED = ROOT / "dreamer.yaml"
 TIMES = ("time/",)  # names that begin so are measured by a clock
 
 
-def _run(folder, *flags, cache=None, environment=os.environ):
-    command, environment = [sys.executable, ROOT / "dreamer.py", *flags], dict(environment)
+def _run(folder, *flags, cache=None):
+    command, environment = [sys.executable, ROOT / "dreamer.py", *flags], dict(os.environ)
     if cache:  # the user's, instead of the one that tests share
         del environment["JAX_COMPILATION_CACHE_DIR"]
         environment["XDG_CACHE_HOME"] = str(cache)
@@ -46,40 +46,32 @@ def kept_in(cache):
     return {path.name for path in (cache / "dreamer").glob("*/*-cache")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_program():
+    with sharing.one_program():
+        yield
+
+
 class Finished(NamedTuple):
-    """What runs left in a folder: `empty` the first, `same` and `other` what was made of it."""
+    """A debug run in an empty folder, as a user starts it first: what it printed, its folder."""
 
-    folder: Path
     done: subprocess.CompletedProcess
-    kept: list  # programs in the user's cache, after the first run and after that of another seed
-
-
-def begin_finished(folder, full):
-    """Make a debug run in an empty folder; and from what it saved the same, and another seed's."""
-    empty, cache = folder / "empty", folder / "cache"
-    empty.mkdir()
-    done = _run(empty, "--preset", "debug", "--seed", "3", cache=cache, environment=full)
-    (run,), kept = (empty / "runs").iterdir(), [kept_in(cache)]
-    saved = ["--config", run / "config.yaml", "--logdir"]
-    with ThreadPoolExecutor() as pool:
-        again = pool.submit(_run, folder, *saved, folder / "same", cache=folder / "none",
-                            environment=full)  # all compiled anew
-        _run(folder, *saved, folder / "other", "--seed", "4", cache=cache, environment=full)
-        again.result()
-    return Finished(folder, done, [*kept, kept_in(cache)])
+    run: Path
+    cache: Path  # the user's cache folder
 
 
 @pytest.fixture(scope="module")
-def finished(begun):
-    """A debug run in an empty folder: what it printed, and its run folder."""
-    folder, done, _ = begun("finished")
-    assert [path.name for path in (folder / "empty").iterdir()] == ["runs"]
-    (run,) = (folder / "empty" / "runs").iterdir()
-    return done, run
+def finished(tmp_path_factory):
+    """A debug run in an empty folder."""
+    folder, cache = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("cache")
+    done = _run(folder, "--preset", "debug", "--seed", "3", cache=cache)
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+    (run,) = (folder / "runs").iterdir()
+    return Finished(done, run, cache)
 
 
 def test_a_run_leaves_its_files_in_a_folder_of_its_own(finished):
-    _, run = finished
+    run = finished.run
     assert re.fullmatch(r"CartPole-v1-3-\d{8}-\d{6}", run.name)
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints", "config.yaml", "learning_curve.png", "metrics.jsonl", "scores.jsonl",
@@ -89,7 +81,7 @@ def test_a_run_leaves_its_files_in_a_folder_of_its_own(finished):
 
 
 def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
-    done, run = finished
+    done, run, _ = finished
     first, *rest = done.stdout.splitlines()
     assert first.startswith("device") and "\x1b" not in done.stdout
     assert rest[0].startswith("environment  CartPole-v1: vector of 4 in, 2 discrete actions")
@@ -106,20 +98,18 @@ def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
 
 
 def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):
-    _, run = finished
+    run = finished.run
     *rows, last = _rows(run / "metrics.jsonl")
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps)) and steps[-1] >= 640
     assert all(row["charts/updates"] > 0 and row["losses/reward"] > 0 for row in rows)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme[readme.index("## Metrics"):readme.index("## Differences")]
-    glossary = {name for line in table.splitlines() if line.startswith("| `")
+    glossary = {name for line in pages.block("metrics").splitlines() if line.startswith("| `")
                 for name in re.findall(r"`([\w/]+)`", line.split("|")[1])}
     assert {name for row in [*rows, last] for name in row} == glossary
 
 
 def test_the_last_row_scores_the_weights_of_the_best_evaluation(finished):
-    _, run = finished
+    run = finished.run
     *rows, last = _rows(run / "metrics.jsonl")
     found = {row["step"]: row["charts/eval_return"] for row in rows if "charts/eval_return" in row}
     assert len(found) > 1 and last["step"] == rows[-1]["step"]
@@ -128,7 +118,7 @@ def test_the_last_row_scores_the_weights_of_the_best_evaluation(finished):
 
 
 def test_scores_are_the_episodes_that_the_metrics_average(finished):
-    _, run = finished
+    run = finished.run
     scores, before = _rows(run / "scores.jsonl"), 0
     for row in _rows(run / "metrics.jsonl")[:-1]:  # the last row is the score
         new = [score for score in scores if before < score["step"] <= row["step"]]
@@ -141,7 +131,7 @@ def test_scores_are_the_episodes_that_the_metrics_average(finished):
 
 
 def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
-    _, run = finished
+    run = finished.run
     scores, envs = _rows(run / "scores.jsonl"), config.load(run / "config.yaml", Config).run.envs
     assert all(row["return"] == row["length"] > 0 for row in scores)  # CartPole pays 1 an action
     for env in range(envs):
@@ -152,8 +142,9 @@ def test_scores_have_one_row_for_each_episode_and_leave_none_out(finished):
 
 def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, monkeypatch):
     seen = []  # the weights of each evaluation, of which the second shall be the best
-    monkeypatch.setattr(dreamer, "ONE", (*dreamer.ONE[:-1], lambda program, params, key: (
-        seen.append(arrays.flatten(params)) or jnp.full(4, len(seen) == 2), jnp.ones(4))))
+    monkeypatch.setattr(dreamer, "ONE_SEED", dreamer.ONE_SEED._replace(
+        evaluate=lambda program, params, key: (
+            seen.append(arrays.flatten(params)) or jnp.full(4, len(seen) == 2), jnp.ones(4))))
     flags = ["--preset", "debug", "--set", "run.eval_every=1", "--logdir", str(tmp_path / "run")]
     assert dreamer.main(flags) == 0
     kept = arrays.load(tmp_path / "run" / "weights.npz")
@@ -162,7 +153,7 @@ def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, mo
 
 
 def test_the_weights_of_a_run_go_back_into_the_networks(finished):
-    _, run = finished
+    run = finished.run
     settings = config.load(run / "config.yaml", Config)
     _, shapes = dreamer.build(settings, make(settings.run.env))
     params = arrays.unflatten(shapes, arrays.load(run / "weights.npz"))
@@ -170,22 +161,34 @@ def test_the_weights_of_a_run_go_back_into_the_networks(finished):
     assert np.any(params["critic"]["out"]["kernel"][...])  # zero before the first update
 
 
-def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(finished, begun):
-    runs = [finished[1], *(begun("finished").folder / name for name in ("same", "other"))]
-    told, again, another = ([{name: value for name, value in row.items()
-                              if not name.startswith(TIMES)} for row in _rows(path)]
-                            for path in (run / "metrics.jsonl" for run in runs))
-    assert told == again
-    assert told != another
-    assert (runs[1] / "scores.jsonl").read_bytes() == (runs[0] / "scores.jsonl").read_bytes()
+def _told(run):
+    """The rows of a run's metrics, without what a clock measured."""
+    return [{name: value for name, value in row.items() if not name.startswith(TIMES)}
+            for row in _rows(run / "metrics.jsonl")]
 
 
-@pytest.mark.usefixtures("finished")
-def test_a_second_start_compiles_nothing_that_the_first_one_compiled(begun):
-    first, second = begun("finished").kept
-    large = ("jit_init-", "jit_collect-", "jit_train_chunk-", "jit_evaluate-")
+def test_the_same_seed_gives_the_same_metrics_though_all_is_compiled_anew(finished, tmp_path):
+    run, again = finished.run, tmp_path / "again"
+    assert dreamer.main(["--config", str(run / "config.yaml"), "--logdir", str(again)]) == 0
+    assert _told(again) == _told(run)
+    assert (again / "scores.jsonl").read_bytes() == (run / "scores.jsonl").read_bytes()
+
+
+def test_another_seed_gives_other_metrics_and_a_second_start_compiles_nothing(finished, tmp_path):
+    first = kept_in(finished.cache)
+    saved = ["--config", finished.run / "config.yaml", "--seed", "4"]
+    _run(tmp_path, *saved, "--logdir", "other", cache=finished.cache)
+    large = ("jit_init-", "jit_rollout-", "jit_train_chunk-", "jit_evaluate-")
     assert all(any(name.startswith(one) for name in first) for one in large)
-    assert second == first  # it had nothing to keep, however small
+    assert kept_in(finished.cache) == first  # it had nothing to keep, however small
+    assert _told(tmp_path / "other") != _told(finished.run)
+
+
+@pytest.mark.slow
+def test_compiled_in_full_the_same_seed_gives_the_same_metrics(tmp_path):
+    for name in ("one", "other"):
+        _run(tmp_path, "--preset", "debug", "--logdir", name, cache=tmp_path / f"cache-{name}")
+    assert _told(tmp_path / "one") == _told(tmp_path / "other")
 
 
 def test_help_lists_every_hyperparameter_with_its_value_and_the_papers(tmp_path, capsys):
@@ -240,16 +243,41 @@ def test_every_environment_is_trained_for_a_few_hundred_steps(env, tmp_path):
     assert all(np.isfinite(list(row.values())).all() for row in rows)
 
 
+SMALL = ["replay.batch=2", "replay.length=4", "replay.capacity=200", "learning.imagination=2",
+         "run.train_ratio=8", "optimizer.warmup=0"]
+
+
+def _small(env):
+    """A small program for an environment."""
+    settings = config.load(SHIPPED, Config, ["debug"], SMALL)
+    return dreamer.build(settings, Painter() if env == "Painter" else make(env))[0]
+
+
 # One of each kind: a vector and box actions, pixels on two axes, one whole number, pixels on three.
-@pytest.mark.parametrize("env", ["Pendulum-v1", "Catch-bsuite", "FrozenLake-misc", "Painter"])
+# Pixels and box actions together, an environment of the user's and one with pixels are trained in
+# the fast group (here, in test_user_env.py and test_suite.py).
+KINDS = ["Pendulum-v1", "Catch-bsuite", "FrozenLake-misc", "Painter"]
+
+
+@pytest.mark.parametrize("env", KINDS)
+def test_a_step_of_learning_fits_each_kind_of_observation_and_action(env):
+    program = _small(env)
+    loop = dreamer.init.eval_shape(program, jax.random.key(0))
+    after, _, metrics = dreamer.train_chunk.eval_shape(program, loop, 2)
+    assert jax.tree.map(_form, after) == jax.tree.map(_form, loop)
+    assert {leaf.dtype for leaf in jax.tree.leaves(metrics)} == {np.dtype("float32")}
+
+
+def _form(leaf):
+    return leaf.shape, leaf.dtype
+
+
+@pytest.mark.parametrize("env", ["Painter", *(
+    pytest.param(env, marks=pytest.mark.slow) for env in KINDS if env != "Painter")])
 def test_each_kind_of_observation_and_action_is_learned_from(env):
-    sizes = ["replay.batch=2", "replay.length=4", "replay.capacity=200", "learning.imagination=2",
-             "run.train_ratio=8", "optimizer.warmup=0"]
-    settings = config.load(SHIPPED, Config, ["debug"], sizes)
-    environment = Painter() if env == "Painter" else make(env)
-    program, _ = dreamer.build(settings, environment)
+    program = _small(env)
     key = jax.random.key(0)
-    loop, _ = dreamer.fill(program, dreamer.init(program, key), 8)
+    loop, _ = dreamer.prefill(program, dreamer.init(program, key), 8)
     before = jax.tree.map(np.array, loop.agent.params)
     loop, _, metrics = dreamer.train_chunk(program, loop, 2)
     assert all(np.isfinite(value).all() for value in jax.tree.leaves(metrics))

@@ -1,4 +1,4 @@
-"""Scores to reach that can be computed: what the best policy earns, by dynamic programming."""
+"""Reference scores that can be computed: returns of the best policy, by dynamic programming."""
 
 import gymnax
 import jax
@@ -9,7 +9,7 @@ from pytest import approx
 from utils.core.references import REFERENCES
 
 
-def test_no_policy_earns_more_at_the_two_armed_bandit():
+def test_no_policy_has_a_higher_return_at_the_two_armed_bandit():
     env, params = gymnax.make("BernoulliBandit-misc")
     steps, good = int(params.max_steps_in_episode), 1.0 - params.reward_prob
     lead = np.arange(-steps - 1, steps + 2)  # rewards for one arm more than for the other
@@ -22,7 +22,7 @@ def test_no_policy_earns_more_at_the_two_armed_bandit():
     assert best[steps + 1] == approx(REFERENCES["BernoulliBandit-misc"].score, abs=0.05)
 
 
-def test_no_policy_earns_more_with_the_pendulum():
+def test_no_policy_has_a_higher_return_with_the_pendulum():
     env, params = gymnax.make("Pendulum-v1")
     angles, speeds = np.linspace(-np.pi, np.pi, 181), np.linspace(-8.0, 8.0, 161)
     torques = np.linspace(-params.max_torque, params.max_torque, 15)
@@ -50,7 +50,7 @@ def _moves(env, params, states, actions):
 
 
 def _corners(points, axes):
-    """For points between those of a grid: each corner around them and how much it weighs."""
+    """For points in a grid: the surrounding corners and their interpolation weights."""
     sizes = [len(axis) for axis in axes]
     at = [(np.asarray(x) - axis[0]) / (axis[1] - axis[0]) for x, axis in zip(points, axes)]
     low = [np.clip(x.astype(int), 0, size - 2) for x, size in zip(at, sizes)]
@@ -61,7 +61,7 @@ def _corners(points, axes):
 
 
 @pytest.mark.parametrize("eta, success", [(1e-2, 0.59), (3e-3, 0.68), (1e-3, 0.74)])
-def test_the_policy_that_an_eta_leads_to_crosses_the_frozen_lake_as_often_as_is_said(eta, success):
+def test_the_optimal_policy_for_an_eta_crosses_the_frozen_lake_as_often_as_documented(eta, success):
     env, params = gymnax.make("FrozenLake-misc", is_slippery=False)
     places, moves = np.indices((env.n_states, env.num_actions))
     state, r, over = _moves(env, params, {"position": places}, moves)

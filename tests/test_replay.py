@@ -15,9 +15,8 @@ from numpy.testing import assert_array_equal
 
 import dreamer
 import gymnax_wrappers
-from utils.core import config, replay
+from utils.core import config, devices, replay
 from utils.core.config import ConfigError
-from utils.core.devices import sharers
 from utils.core.settings import Config, updates_per_steps
 
 RINGS, SIZE, LENGTH = 3, 10, 4
@@ -159,7 +158,7 @@ def test_a_chunk_with_a_million_rows_copies_not_even_one_column(ratio, updates_a
     loop = dreamer.init.eval_shape(program, jax.random.key(0))
     used = dreamer.train_chunk.lower(program, loop, 2).compile().memory_analysis()
     smallest = min(bytes_of(column) for column in loop.replay.rows)
-    each = sharers(settings)  # of so many devices has its part, and XLA's figures are of one
+    each = devices.count(settings)  # of so many devices has its part, and XLA's figures are of one
     assert smallest == MILLION and each * used.temp_size_in_bytes < 0.2 * smallest
     assert each * used.alias_size_in_bytes >= bytes_of(loop.replay)
 

@@ -1,32 +1,34 @@
-"""Several seeds in one compiled program: each is what it would be alone, to rounding."""
+"""Several seeds in one compiled program: each equals a run of its own, up to rounding."""
 
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import dreamer
 from gymnax_wrappers import make
+from tests import sharing
 from utils.core import config
 from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
 SEEDS = 3
+# Chunks of two rounds, as in the first test, so that all tests share its compiled program.
+SMALL = ["run.devices=2", "run.chunk=8", "run.steps=320", "run.eval_every=160"]
 
 
 class Lesson(NamedTuple):
-    """An agent that has filled its replay, the same one after two rounds, and what they left."""
+    """An agent after the prefill, the same one after two rounds, and the results of both."""
 
-    before: dreamer.Loop
-    after: dreamer.Loop
-    finished: dreamer.Finished
+    before: dreamer.RunnerState
+    after: dreamer.RunnerState
+    stats: dreamer.EpisodeStats
     metrics: dict
     scores: tuple  # of the weights before
 
@@ -34,10 +36,10 @@ class Lesson(NamedTuple):
 def _lesson(functions, program, key):
     begin, prefill, learn_on, score = functions
     filled, _ = prefill(program, begin(program, key), 48)
-    before = jax.tree.map(jnp.copy, filled)
+    scores = score(program, filled.agent.params, key)
+    before = _plain(filled)
     learned = learn_on(program, filled, 2)  # rounds of one update; the first has rate 0
-    scores = score(program, before.agent.params, key)
-    return jax.tree.map(_plain, Lesson(before, *learned, scores))
+    return Lesson(before, *_plain((*learned, scores)))
 
 
 def _difference(one, other):
@@ -47,16 +49,16 @@ def _difference(one, other):
                for a, b in pairs)
 
 
-def test_side_by_side_each_seed_is_what_it_is_alone():
-    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.devices=2"])
+def test_each_seed_trains_in_parallel_like_alone():
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], SMALL)
     program, _ = dreamer.build(settings, make(settings.run.env))
     keys = jax.random.split(jax.random.key(8), SEEDS)
-    together = _lesson(dreamer.SEVERAL, program, keys)
+    together = _lesson(dreamer.SEVERAL_SEEDS, program, keys)
     for n in (0, SEEDS - 1):
         mine, alone = jax.tree.map(lambda leaf, n=n: leaf[n], together), _lesson(
-            dreamer.ONE, program, keys[n])
+            dreamer.ONE_SEED, program, keys[n])
         assert _difference(mine.before, alone.before) < 1e-5
-        assert _difference((mine.finished, mine.scores), (alone.finished, alone.scores)) == 0.0
+        assert _difference((mine.stats, mine.scores), (alone.stats, alone.scores)) == 0.0
         # two updates, whose sums are added in another order: to rounding (on one processor less
         # than one, on another 1.6 thousandths of what was learned)
         learned = _difference(alone.after.agent.params, alone.before.agent.params)
@@ -66,36 +68,38 @@ def test_side_by_side_each_seed_is_what_it_is_alone():
             np.testing.assert_allclose(mine.metrics[name], values, rtol=1e-3, atol=1e-5)
 
 
-def _plain(leaf):
-    """Random keys as numbers."""
+def _plain(tree):
+    """A tree of arrays, copied to numpy; random keys as numbers."""
+    return jax.tree.map(lambda leaf: np.array(_numbers(leaf)), tree)
+
+
+def _numbers(leaf):
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
 
-def begin_several(folder, _):
-    """Train several seeds: the folder of their runs, and what was printed."""
-    flags = ["--preset", "debug", "--seed", "4", "--seeds", str(SEEDS)]
-    return folder / "run", _run(*flags, "--logdir", folder / "run")
+@pytest.fixture(scope="module", autouse=True)
+def _one_program():
+    with sharing.one_program():
+        yield
 
 
 @pytest.fixture(scope="module")
-def several(begun):
-    """What `--seeds` leaves, and what it printed."""
-    return begun("several")
-
-
-def _run(*flags):
-    done = subprocess.run([sys.executable, ROOT / "dreamer.py", *flags], capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def several(tmp_path_factory):
+    """The files and the output of `--seeds`."""
+    run, said = tmp_path_factory.mktemp("several") / "run", io.StringIO()
+    sets = [word for one in SMALL for word in ("--set", one)]
+    with redirect_stdout(said):
+        assert dreamer.main(["--preset", "debug", "--seed", "4", "--seeds", str(SEEDS), *sets,
+                             "--logdir", str(run)]) == 0
+    return run, said.getvalue()
 
 
 def _rows(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_seed_leaves_a_whole_run_of_its_own_and_all_one_picture(several):
+def test_each_seed_leaves_a_complete_run_and_all_seeds_one_plot(several):
     run, said = several
     assert sorted(path.name for path in run.iterdir()) == [
         "learning_curve.png", "seed-4", "seed-5", "seed-6"]
@@ -110,7 +114,7 @@ def test_each_seed_leaves_a_whole_run_of_its_own_and_all_one_picture(several):
         ends.append(_rows(one / "metrics.jsonl")[-1])
         assert f"{one}/" in said
     assert len({row["charts/score_length"] for row in ends}) > 1  # they are different agents
-    assert "seeds        3 agents side by side, shown as means" in said
+    assert "seeds        3 agents in parallel, shown as means" in said
 
 
 def test_the_numbers_shown_are_the_means_of_the_seeds(several):
@@ -121,19 +125,20 @@ def test_the_numbers_shown_are_the_means_of_the_seeds(several):
     assert float(last.split("eval")[1].split()[0]) == pytest.approx(np.mean(found), abs=0.05)
 
 
-def test_one_of_the_seeds_goes_on_alone(several):
+def test_one_of_the_seeds_goes_on_alone(several, capsys):
     run, _ = several
     one = run / "seed-5"
     before = _rows(one / "metrics.jsonl")
-    said = _run("--resume", one, "--steps", "800")
+    assert dreamer.main(["--resume", str(one), "--steps", "400"]) == 0
+    said = capsys.readouterr().out
     after = _rows(one / "metrics.jsonl")
-    assert after[:len(before) - 1] == before[:-1] and after[-1]["step"] >= 800
+    assert after[:len(before) - 1] == before[:-1] and after[-1]["step"] >= 400
     assert f"resuming     {one} from step" in said
 
 
-def test_who_asks_for_all_of_them_at_once_is_told_their_names(several, capsys):
+def test_resuming_all_seeds_at_once_is_refused_with_the_names_of_their_runs(several, capsys):
     assert dreamer.main(["--resume", str(several[0])]) == 2
-    assert "those inside it: seed-4, seed-5, seed-6\n" in capsys.readouterr().err
+    assert "runs inside it: seed-4, seed-5, seed-6\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, said", [

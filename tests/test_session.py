@@ -1,4 +1,5 @@
-"""Runs that are stopped, killed and resumed, as a user meets it: processes in a folder."""
+"""Runs that are stopped, killed and resumed: in separate processes where these matter, else in this
+one, where all runs share one compiled program."""
 
 import json
 import random
@@ -9,20 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import dreamer
+from tests import sharing
 from utils import evaluate
 from utils.core.replay import Replay
 from utils.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-# Small chunks, each evaluated and saved, so that a random moment often lies within a save.
+# Small chunks, each evaluated and saved, so that a random moment often falls into a save.
 FLAGS = ["--preset", "debug", "--seed", "5", "--steps", "1600", "--set", "run.chunk=64",
          "--set", "run.eval_every=64", "--set", "run.save_every=64"]
 LAST_WEIGHTS = "agent/params/"
@@ -38,16 +40,17 @@ def _finish(process):
     return process.returncode, out, err
 
 
-def begin_whole(folder, _):
-    """Make the run that nobody disturbs: its folder, and how it ended."""
-    return folder / "run", _finish(_start(*FLAGS, "--logdir", folder / "run"))
+@pytest.fixture(scope="module", autouse=True)
+def _one_program():
+    with sharing.one_program():
+        yield
 
 
 @pytest.fixture(scope="module")
-def whole(begun):
-    """A run that nobody disturbed."""
-    run, (status, _, err) = begun("whole")
-    assert status == 0, err
+def whole(tmp_path_factory):
+    """A run without interruption."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert dreamer.main([*FLAGS, "--logdir", str(run)]) == 0
     return run
 
 
@@ -56,14 +59,14 @@ def _last_step(run):
 
 
 def _wait_for_step(process, run, step):
-    """Until a checkpoint of this step stands."""
+    """Wait for a checkpoint of this step."""
     while process.poll() is None and _last_step(run) < step:
         time.sleep(0.01)
     assert process.poll() is None, process.communicate()
 
 
 def _rows(path):
-    """The rows of a log, without what a clock measured."""
+    """The rows of a log, without times."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [{name: value for name, value in json.loads(line).items()
              if not name.startswith("time/")} for line in lines]
@@ -83,7 +86,7 @@ def _assert_same_run(run, other):
 
 
 def _killed(run, times):
-    """A run that was killed and resumed, again and again at random moments: what it said then."""
+    """A run that is repeatedly killed at random moments and resumed: its last output."""
     moments, kills = random.Random(run.name), 0
     process = _start(*FLAGS, "--logdir", run)
     while kills < times:
@@ -96,34 +99,31 @@ def _killed(run, times):
     return _finish(process)
 
 
-def begin_killed(folder, _):
-    """Kill two runs five times each, half the time of one with ten: [(run, how it ended)]."""
-    runs = [folder / "one", folder / "other"]
-    with ThreadPoolExecutor() as pool:
-        return list(zip(runs, pool.map(partial(_killed, times=5), runs)))
-
-
-@pytest.fixture(scope="module")
-def killed(begun):
-    """[(run, how it ended at last)] of runs that were killed and resumed again and again."""
-    return begun("killed")
-
-
-def test_runs_that_were_killed_at_ten_random_moments_end_as_if_nothing_had_happened(whole, killed):
-    for run, (status, out, err) in killed:
-        assert status == 0, err
-        assert f"resuming     {run} from step" in out
-        _assert_same_run(whole, run)
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
+        times, whole, tmp_path):
+    run = tmp_path / f"killed-{times}"
+    status, out, err = _killed(run, times)
+    assert status == 0, err
+    assert f"resuming     {run} from step" in out
+    _assert_same_run(whole, run)
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """What a run said that SIGTERM stopped in the middle, and its folder."""
+    """The output and the folder of a run that SIGTERM stopped."""
     run = tmp_path_factory.mktemp("stopped") / "run with space"
     process = _start(*FLAGS, "--logdir", run)
     _wait_for_step(process, run, 400)
     process.send_signal(signal.SIGTERM)
     return _finish(process), run
+
+
+def _resumed(capsys, run, *flags):
+    """Resume a run in this process: its status and its output."""
+    capsys.readouterr()
+    status = dreamer.main(["--resume", str(run), *flags])
+    return status, *capsys.readouterr()
 
 
 def _copy(run, folder):
@@ -132,7 +132,7 @@ def _copy(run, folder):
 
 
 class NeverRun:
-    """Stands in for `train_chunk` where a run is refused: there is nothing to compile or to run."""
+    """A stub for `train_chunk` where a run is refused: nothing is compiled or run."""
 
     def lower(self, *_):
         """Itself."""
@@ -146,30 +146,36 @@ class NeverRun:
 @pytest.fixture
 def no_chunk(monkeypatch):
     """A chunk of training is an error."""
-    begin, fill, _, score = dreamer.ONE
-    monkeypatch.setattr(dreamer, "ONE", (begin, fill, NeverRun(), score))
+    calls = dreamer.ONE_SEED._replace(train_chunk=NeverRun())
+    monkeypatch.setattr(dreamer, "ONE_SEED", calls)
 
 
-def test_sigterm_ends_the_chunk_saves_and_says_how_to_go_on(stopped):
+def test_sigterm_ends_the_chunk_saves_and_says_how_to_resume(stopped):
     (status, out, err), run = stopped
     assert status == 143 and not err
     assert "stopping" in out and not (run / "learning_curve.png").exists()
-    command = re.search(r"saved +step [\d,]+; to go on: (.*)", out).group(1)
+    command = re.search(r"saved +step [\d,]+; to resume: (.*)", out).group(1)
     assert command == f"python dreamer.py --resume '{run}'"
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
-def test_ctrl_c_does_the_same(stopped, tmp_path):
+def _pressing(checkpoints, save, signals, *arguments):
+    """Save a checkpoint, and then send this process the next of the signals that are left."""
+    save(checkpoints, *arguments)
+    for number in signals:
+        return signal.raise_signal(number)
+
+
+def test_ctrl_c_does_the_same(stopped, tmp_path, monkeypatch, capsys):
     run = _copy(stopped[1], tmp_path)
-    process = _start("--resume", run)
-    _wait_for_step(process, run, _last_step(run) + 1)
-    process.send_signal(signal.SIGINT)
-    status, out, err = _finish(process)
-    assert status == 130 and not err and "to go on: python dreamer.py --resume" in out
+    monkeypatch.setattr(Checkpoints, "save", partialmethod(
+        _pressing, Checkpoints.save, iter([signal.SIGINT])))
+    status, out, err = _resumed(capsys, run)
+    assert status == 130 and not err and "to resume: python dreamer.py --resume" in out
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
-def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, tmp_path):
+def test_a_run_still_saves_after_its_output_pipe_breaks(stopped, tmp_path):
     run = _copy(stopped[1], tmp_path)
     process = _start("--resume", run)
     process.stdout.close()  # as when Ctrl-C has ended the `| tee` before the run
@@ -181,26 +187,27 @@ def test_a_run_whose_output_nobody_reads_any_more_still_saves(stopped, tmp_path)
 
 
 @pytest.mark.parametrize("left", ['', '{"step": 1600, "charts/sco'])
-def test_a_run_that_was_killed_while_its_score_was_written_is_finished(left, whole, tmp_path):
+def test_a_run_that_was_killed_while_writing_its_score_is_finished(
+        left, whole, tmp_path, capsys):
     run = _copy(whole, tmp_path)
     (run / "learning_curve.png").unlink()
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-1]) + left, encoding="utf-8")
-    status, _, err = _finish(_start("--resume", run))
+    status, _, err = _resumed(capsys, run)
     assert status == 0, err
     assert (run / "learning_curve.png").exists()
     _assert_same_run(whole, run)
 
 
-def test_fewer_steps_than_were_made_are_refused(stopped, tmp_path, capsys):
+def test_fewer_steps_than_the_run_has_made_are_refused(stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
-    for _ in range(2):  # the second time, nobody holds the folder
+    for _ in range(2):  # the second time, the folder is unlocked
         assert dreamer.main(["--resume", str(run), "--steps", "200"]) == 2
-        assert "steps already; a larger --steps goes on" in capsys.readouterr().err
+        assert "steps; continue it with a larger --steps" in capsys.readouterr().err
     assert "steps: 1600" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
-def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(
+def test_someone_elses_checkpoint_cannot_change_files_outside_its_folder(
         stopped, no_chunk, tmp_path, capsys):
     run, precious = _copy(stopped[1], tmp_path), tmp_path / "precious.txt"
     precious.write_text("kept")
@@ -211,10 +218,10 @@ def test_a_strangers_checkpoint_can_change_no_file_outside_its_folder(
     assert "the array 'key' is uint32[7]" in capsys.readouterr().err
     assert precious.read_text() == "kept"
     assert (run / "metrics.jsonl").stat().st_size == (
-        stopped[1] / "metrics.jsonl").stat().st_size  # a run that does not fit is left as it was
+        stopped[1] / "metrics.jsonl").stat().st_size  # a run that does not fit is left unchanged
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+def test_a_second_ctrl_c_quits_immediately(tmp_path):
     flags = ["--set", "run.chunk=100000", "--steps", "1000000", "--preset", "debug"]  # one endless
     process = _start(*flags, "--logdir", tmp_path / "run")
     assert any(line.startswith("compiling") for line in process.stdout)
@@ -228,24 +235,24 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     process.communicate()
 
 
-def test_two_processes_cannot_run_in_one_folder(stopped, tmp_path):
+def test_two_processes_cannot_use_one_folder(stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     process = _start("--resume", run)
     assert any(line.startswith("device") for line in process.stdout)  # it has taken the folder
-    status, _, err = _finish(_start("--resume", run))
+    status, _, err = _resumed(capsys, run)
     process.kill()
     process.communicate()
-    assert status == 2 and err == f"dreamer.py: {run}: another process is running there\n"
+    assert status == 2 and err == f"dreamer.py: {run}: another process is using this folder\n"
 
 
-def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, tmp_path, capsys):
+def test_a_finished_run_continues_only_with_more_steps(whole, tmp_path, capsys):
     run = _copy(whole, tmp_path)
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     assert dreamer.main(["--resume", str(run)]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "a larger --steps goes on" in err
+    assert err.count("\n") == 1 and "continue it with a larger --steps" in err
     assert before == {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    status, _, err = _finish(_start("--resume", run, "--steps", "1800"))
+    status, _, err = _resumed(capsys, run, "--steps", "1800")
     assert status == 0, err
     rows, old = _rows(run / "metrics.jsonl"), _rows(whole / "metrics.jsonl")
     assert rows[:len(old) - 1] == old[:-1] and rows[-1]["step"] >= 1800
@@ -256,11 +263,11 @@ def test_a_finished_run_goes_on_with_more_steps_and_only_then(whole, tmp_path, c
     (["--env", "Pendulum-v1"], "run.env"),
     (["--seed", "6", "--set", "learning.horizon=50"], "run.seed, learning.horizon"),
 ])
-def test_what_may_not_change_is_named_and_nothing_is_touched(flags, named, whole, capsys):
+def test_a_setting_that_must_not_change_is_named_and_nothing_changes(flags, named, whole, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
     assert dreamer.main(["--resume", str(whole), *flags]) == 2
     err = capsys.readouterr().err
-    assert f"was made with another {named}; only run.steps" in err and err.count("\n") == 1
+    assert f"was started with another {named}; only run.steps" in err and err.count("\n") == 1
     assert before == {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
 
 
@@ -269,7 +276,7 @@ def test_a_run_whose_configuration_was_changed_by_hand_is_not_resumed(stopped, t
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(text.replace("horizon: 333", "horizon: 50"), encoding="utf-8")
     assert dreamer.main(["--resume", str(run)]) == 2
-    assert "was made with another learning.horizon" in capsys.readouterr().err
+    assert "was started with another learning.horizon" in capsys.readouterr().err
 
 
 def test_arrays_of_another_shape_are_named(stopped, no_chunk, tmp_path, capsys):
@@ -284,7 +291,7 @@ def test_arrays_of_another_shape_are_named(stopped, no_chunk, tmp_path, capsys):
 
 @pytest.mark.parametrize("name, said", [
     ("run-2", "no such folder; did you mean 'run-1'?"),
-    ("empty", "holds no run (no config.yaml)"),
+    ("empty", "contains no run (no config.yaml)"),
     ("run-1", "is empty, expected a mapping of sections"),
     ("run-1/config.yaml", "expected the folder of a run, found"),
 ])
@@ -297,13 +304,13 @@ def test_a_folder_without_a_run_gets_one_line(name, said, tmp_path, capsys):
     assert said in err and err.count("\n") == 1
 
 
-def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, tmp_path):
+def test_a_run_saved_without_its_replay_prefills_an_empty_one(stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     checkpoints, step = Checkpoints(run), _last_step(run)
     saved = checkpoints.load(pytest.fail)
     shutil.rmtree(checkpoints.folder)
     checkpoints.save(saved.record, saved.arrays)
-    status, out, err = _finish(_start("--resume", run, "--save-replay", "false"))
+    status, out, err = _resumed(capsys, run, "--save-replay", "false")
     assert status == 0, err
     assert "replay       was not saved: it starts empty" in out
     steps = [row["step"] for row in _rows(run / "metrics.jsonl")]
@@ -311,54 +318,66 @@ def test_a_run_saved_without_its_replay_fills_an_empty_one_first(stopped, tmp_pa
     assert _last_step(run) >= 1600 and not list(checkpoints.folder.glob("rows-*"))
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_broken_last_line_is_written_anew(
-        whole, stopped, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_a_partial_last_line_is_written_again(
+        whole, stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     path = run / "checkpoints" / f"{_last_step(run):010}.npz"
     path.write_bytes(path.read_bytes()[:-1000])
     for log in ("metrics.jsonl", "scores.jsonl"):
         with open(run / log, "a", encoding="utf-8") as file:
             file.write('{"step": 99999, "los')
-    status, _, err = _finish(_start("--resume", run))
+    status, _, err = _resumed(capsys, run)
     assert status == 0, err
-    assert f"{path}: is damaged (its SHA-256 differs); the checkpoint before it is tried" in err
+    assert f"{path}: is damaged (its SHA-256 differs); trying the checkpoint before it" in err
     _assert_same_run(whole, run)
 
 
+@contextmanager
+def _file_limit(size):
+    """Limit the size of files, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 @pytest.mark.parametrize("full", ["in a checkpoint", "in a log"])
-def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
-        full, stopped, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_last_checkpoint(
+        full, stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     before = _last_step(run)
     limit = 50_000 if full == "in a checkpoint" else (run / "metrics.jsonl").stat().st_size + 100
-    process = _start("--resume", run)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))  # bytes of any file
-    status, out, err = _finish(process)
+    with _file_limit(limit):
+        status, _, err = _resumed(capsys, run)
     first, second = err.splitlines()
     assert (status, first) == (1, f"dreamer.py: {run}: file too large")
-    assert second.startswith(f"saved        step {before:,}; to go on: python dreamer.py --resume")
+    assert second.startswith(f"saved        step {before:,}; to resume: python dreamer.py --resume")
     assert Checkpoints(run).load(pytest.fail).record["step"] == before
     assert not list(run.rglob("*.tmp"))
 
 
-def test_an_empty_name_is_no_run(capsys):
+def test_an_empty_name_is_not_a_run(capsys):
     for command, flags in ((dreamer, ["--resume", ""]), (evaluate, [""])):
         assert command.main(flags) == 2
         assert "expected the folder of a run, found ''" in capsys.readouterr().err
 
 
-def test_what_is_not_finite_is_named_and_the_last_good_checkpoint_stays(stopped, tmp_path):
+def test_non_finite_values_are_named_and_the_last_good_checkpoint_stays(
+        stopped, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     saved, checkpoints = Checkpoints(run).load(pytest.fail), Checkpoints(run)
     step, written = saved.record["step"], saved.record["written"]
     rows = saved.rows | {"x": np.full_like(saved.rows["x"], np.nan)}
     shutil.rmtree(checkpoints.folder)
-    checkpoints.save(saved.record, saved.arrays, Replay(dreamer.Row(**rows), np.int32(written)))
-    status, _, err = _finish(_start("--resume", run))
+    replay = Replay(dreamer.Transition(**rows), np.int32(written))
+    checkpoints.save(saved.record, saved.arrays, replay)
+    status, _, err = _resumed(capsys, run)
     first, second = err.splitlines()
     update = saved.record["diary"]["updates"] + 1
     assert status == 1 and first == (
         f"dreamer.py: latents/posterior_entropy is nan in update {update:,}, "
         f"before step {step + 64:,}")
-    assert second.startswith(f"saved        step {step:,}; to go on")
+    assert second.startswith(f"saved        step {step:,}; to resume")
     assert checkpoints.last_step() == step == _rows(run / "metrics.jsonl")[-1]["step"]

@@ -1,4 +1,4 @@
-"""The runs behind the table of all environments: made once, gone on with, shown as they were."""
+"""The runs behind the table of all environments: executed once, resumed, shown unchanged."""
 
 import json
 import os
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import gymnax_wrappers
+from tests import pages
 from utils import suite
 from utils.core import cli, config
 from utils.core.references import REFERENCES, Reference
@@ -22,54 +23,48 @@ from utils.core.settings import Config
 from utils.study import runs
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "docs"
-# What a block of an environment may change: the rest is one set of numbers for all.
+# The settings that an environment's preset may change; all others are common.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
        "model": None, "learning": {"eta"}}
-# Which η is not the default's: README, Differences, 4.
+# Which η is not the default's: docs/differences.md, "Eta".
 ETA = {"PointRobot-misc": 0.0003}
 LESS = {"Acrobot-v1", "Pong-misc", "Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar",
         "SpaceInvaders-MinAtar"}  # besides continuous actions
 
 
-def _tiny(folder):
+@pytest.fixture
+def tiny(tmp_path):
     """A configuration file whose defaults are those of `debug`, with a block of an environment."""
     settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.steps=300"])
-    path = folder / "tiny.yaml"
+    path = tmp_path / "tiny.yaml"
     block = "presets:\n  Catch-bsuite: {run: {steps: 320}}\n"
     path.write_text(config.dump(settings) + block, encoding="utf-8")
     return path
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    """Where that file is."""
-    return _tiny(tmp_path)
-
-
 def call(tiny, *flags):
-    """The command, in this process, with its folders beside the configuration."""
+    """The command in this process, with its folders next to the configuration."""
     return suite.main(["--config", str(tiny), "--results", str(tiny.parent / "results"),
                        "--runs", str(tiny.parent / "runs"), *flags])
 
 
 def _no_time(begun, run):
-    """Stands in for a run that succeeds."""
+    """A stub for a successful run."""
     begun.append((run.config.run.env, run.config.run.seed))
     return 0
 
 
 def _seed_as_score(run, folder):
-    """Stands in for what such a run leaves."""
-    return {"seed": run.run.seed, "mark": runs.mark(run), "score": float(run.run.seed),
+    """A stub for the result of such a run."""
+    return {"seed": run.run.seed, "mark": runs.fingerprint(run), "score": float(run.run.seed),
             "last": 0.0, "steps": 100, "updates": 10, "seconds": 60,
             "curve": [[50, 0.0], [100, float(run.run.seed)]]}
 
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Runs take no time: each leaves a score that is its seed. -> what was begun, in order"""
+    """Fake runs whose score is their seed -> the runs started, in order"""
     begun = []
     monkeypatch.setattr(runs, "train", partial(_no_time, begun))
     monkeypatch.setattr(runs, "result", _seed_as_score)
@@ -115,7 +110,7 @@ def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numb
 
 
 class _begin:
-    """Stands in for a process that ends at once."""
+    """A stub for a process that ends immediately."""
 
     returncode = 0
 
@@ -133,7 +128,7 @@ class _begin:
         return 0
 
 
-def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch, capsys):
+def test_a_failed_run_is_reported_and_the_next_one_starts(tiny, pretend, monkeypatch, capsys):
     monkeypatch.setattr(runs, "train", lambda run: run.config.run.env == "Catch-bsuite")
     assert call(tiny, "--env", "Catch-bsuite", "--env", "DeepSea-bsuite", "--seeds", "1") == 1
     said = capsys.readouterr().out
@@ -141,40 +136,23 @@ def test_a_failed_run_is_told_of_and_the_next_is_made(tiny, pretend, monkeypatch
     assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
 
 
-def begin_stopped(folder, full):
-    """Start the suite twice and stop the first: the configuration, and both as they ended.
-
-    Compiled in full, so that it is not over before it is stopped."""
-    tiny = _tiny(folder)
-    command = [sys.executable, "-m", "utils.suite", "--config", tiny, "--env", "Catch-bsuite",
-               "--seeds", "1", "--results", folder / "results", "--runs", folder / "runs"]
-    start = partial(subprocess.Popen, command, cwd=ROOT, env=full, text=True,
-                    stdout=subprocess.PIPE)
-    log = folder / "runs" / "Catch-bsuite-0" / "log.txt"
-    with start() as first:
-        while "device" not in _text(log) and first.poll() is None:
-            time.sleep(0.1)
-        with start() as second:
-            met = second.stdout.read()
-        first.send_signal(signal.SIGINT)
-        said = first.stdout.read()
-    return tiny, (first.returncode, said), (second.returncode, met)
-
-
-@pytest.fixture(scope="module")
-def stopped(begun):
-    """The suite that was stopped."""
-    return begun("stopped")
-
-
-def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(stopped, capsys, monkeypatch):
-    tiny, (status, said), (met, word) = stopped
-    assert status == 130 and "the same command goes on" in said
-    assert met == 0 and "another process is at it" in word
+def test_a_run_is_stopped_resumed_saved_plotted_and_not_repeated(tiny, capsys, monkeypatch):
+    flags = ["--env", "Catch-bsuite", "--seeds", "1"]
+    command = [sys.executable, "-m", "utils.suite", "--config", tiny, *flags,
+               "--results", tiny.parent / "results", "--runs", tiny.parent / "runs"]
+    log = tiny.parent / "runs" / "Catch-bsuite-0" / "log.txt"
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        while "device" not in _text(log) and process.poll() is None:
+            time.sleep(0.05)
+        assert call(tiny, *flags) == 0
+        assert "another process is working on it" in capsys.readouterr().out
+        process.send_signal(signal.SIGINT)
+        assert "to resume: the same command" in process.stdout.read()
+    assert process.returncode == 130
     folder = tiny.parent / "runs" / "Catch-bsuite-0"
 
-    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
-    assert "goes on" in capsys.readouterr().out and "resuming" in _text(folder / "log.txt")
+    assert call(tiny, *flags) == 0
+    assert "resumes" in capsys.readouterr().out and "resuming" in _text(folder / "log.txt")
     found = suite.read(tiny.parent / "results")["Catch-bsuite"]
     (seed,) = found["seeds"]
     last = json.loads(_text(folder / "run" / "metrics.jsonl").splitlines()[-1])
@@ -186,8 +164,8 @@ def test_a_run_is_stopped_gone_on_with_kept_drawn_and_not_made_again(stopped, ca
     Image.open(tiny.parent / "results" / "results.png").verify()
 
     monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("made a second time"))
-    assert call(tiny, "--env", "Catch-bsuite", "--seeds", "1") == 0
-    assert "done before" in capsys.readouterr().out
+    assert call(tiny, *flags) == 0
+    assert "already done" in capsys.readouterr().out
 
 
 def _text(path):
@@ -196,7 +174,7 @@ def _text(path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--env", "Catch"], ["'Catch'", "Catch-bsuite"]),
-    (["--seeds", "0"], ["--seeds", "from 1 on", "0"]),
+    (["--seeds", "0"], ["--seeds", "of at least 1", "0"]),
     (["--seeds", "few"], ["--seeds", "'few'"]),
     (["--sedes", "2"], ["--sedes"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
@@ -228,7 +206,7 @@ def test_results_that_are_none_are_named_before_anything_runs(
 def test_a_table_of_what_is_not_there_gets_one_line(tmp_path, capsys):
     assert suite.main(["--table", "--results", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.endswith(
-        "results.json: no such file; without --table it is made\n")
+        "results.json: no such file; run without --table to create it\n")
 
 
 @pytest.mark.parametrize("score, interval, episodes, reference, word", [
@@ -251,7 +229,7 @@ def test_a_score_has_an_interval_where_there_are_several_seeds(seeds, score):
     assert row == f"| Own | 0.000 | - | {score} | - | 1.000 | {seeds} | 640 | 10 | 1.0 |"
 
 
-def test_a_reference_stands_with_the_steps_it_took_where_they_are_known():
+def test_a_reference_is_shown_with_its_steps_if_they_are_known():
     seed = {"interval": 0.0, "last": 1.0, "steps": 640, "updates": 10, "seconds": 60}
     found = {"random": {"score": 0.0}, "score": 1.0, "interval": 0.0, "seeds": [seed]}
     rows = suite.table(dict.fromkeys(["Breakout-MinAtar", "Catch-bsuite"], found)).splitlines()
@@ -259,7 +237,7 @@ def test_a_reference_stands_with_the_steps_it_took_where_they_are_known():
     assert "| 0.000 | 1.000 | 1.000 | yes |" in rows[-1]
 
 
-def test_the_random_policy_of_a_known_game_gets_what_it_must():
+def test_the_random_policy_has_the_known_return_of_a_simple_game():
     run = runs.resolved(ROOT / "dreamer.yaml", "SimpleBandit-bsuite", 0).run
     found = suite.random_policy(run)  # one arm of eleven, 0 to 1
     assert abs(found["score"] - 0.5) < 0.04 and 0.015 < found["interval"] < 0.025
@@ -302,22 +280,23 @@ def test_the_block_of_an_environment_comes_first_and_presets_and_flags_win():
 
 
 def results():
-    """What docs/results.json holds."""
+    """The content of docs/results.json."""
     found = suite.read(RESULTS)
     if not found:
         pytest.skip("docs/results.json is not measured yet")
     return found
 
 
-def test_the_readme_holds_the_table_of_the_results():
-    assert suite.table(results()) in README, "fill it by: python -m utils.suite --table"
+def test_a_page_contains_the_table_of_the_results():
+    found = suite.table(results())
+    assert found == pages.block("suite"), "fill it by: python -m utils.suite --table"
     assert (RESULTS / "results.png").exists()
 
 
-def test_the_results_were_made_with_the_numbers_that_are_shipped():
+def test_the_results_were_made_with_the_shipped_settings():
     for name, found in results().items():
         for seed in found["seeds"]:
             now = runs.resolved(ROOT / "dreamer.yaml", name, seed["seed"])
-            assert seed["mark"] == runs.mark(now), (name, seed["seed"])
+            assert seed["mark"] == runs.fingerprint(now), (name, seed["seed"])
         scores = [seed["score"] for seed in found["seeds"]]
         assert found["score"] == pytest.approx(np.mean(scores))

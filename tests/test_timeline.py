@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
@@ -49,9 +48,9 @@ class Script:
         return place, Step(x, jnp.float32(r), place.t == 0, over, over & (place.episode % 2 == 0))
 
 
-def scripted_act(networks, now, latent, a, key):
+def scripted_act(networks, timestep, latent, a, key):
     """Instead of dreamer.act: a_t = 10 x_t, and h shows the a_{t-1} that was given."""
-    return dreamer.Latent(jnp.broadcast_to(a, latent.h.shape), latent.z), 10.0 * now.x
+    return dreamer.Latent(jnp.broadcast_to(a, latent.h.shape), latent.z), 10.0 * timestep.x
 
 
 def drawing():
@@ -81,14 +80,14 @@ def loop(program):
 def scripted(program, loop, monkeypatch):
     """The rows [E, 8] and finished episodes [8, E] of the scripted policy's first eight steps."""
     monkeypatch.setattr(dreamer, "act", scripted_act)
-    after, finished = dreamer.collect(program, loop, 8)
-    return jax.tree.map(lambda column: np.asarray(column[:, :8]), after.replay.rows), finished
+    after, stats = dreamer.rollout(program, loop, 8)
+    return jax.tree.map(lambda column: np.asarray(column[:, :8]), after.replay.rows), stats
 
 
 @pytest.fixture(scope="module")
 def observe(program, loop):
     """(start, batch) -> h, z and posterior of rows 1, 2, ..., always with the same randomness."""
-    world = nnx.merge(program.networks, loop.agent.params).world
+    world = dreamer.assemble(program, loop.agent.params).world
     observed = jax.jit(lambda start, batch: dreamer.observe(world, start, batch, jax.random.key(0)))
     return lambda start, batch: jax.tree.map(np.asarray, observed(start, batch))
 
@@ -99,7 +98,7 @@ def replayed(program):
     random, model, flags = np.random.default_rng(1), program.config.model, np.zeros((3, 1, ROWS))
     flags = flags.astype(bool)
     flags[0, 0, FIRST] = flags[1, 0, FIRST - 1] = True
-    batch = dreamer.Row(
+    batch = dreamer.Transition(
         random.normal(size=(1, ROWS, 1)), random.normal(size=(1, ROWS)), *flags,
         random.normal(size=(1, ROWS, 1)), random.normal(size=(1, ROWS, model.deter)),
         np.zeros((1, ROWS, model.latents), np.uint8))
@@ -126,7 +125,7 @@ def first_difference(one, other):
     return rows[0] if len(rows) else None
 
 
-@pytest.mark.collect
+@pytest.mark.rollout
 @pytest.mark.play
 def test_the_rows_of_the_replay_are_those_of_the_drawing_last_actions_in_brackets(scripted):
     (numbers, in_brackets), (rows, _) = drawing(), scripted
@@ -138,7 +137,7 @@ def test_the_rows_of_the_replay_are_those_of_the_drawing_last_actions_in_bracket
             assert (name, ring.astype(int).tolist()) == (name, expected)
 
 
-@pytest.mark.collect
+@pytest.mark.rollout
 @pytest.mark.play
 def test_acting_at_row_t_is_given_the_action_of_row_t_minus_1(scripted):
     (numbers, _), (rows, _) = drawing(), scripted
@@ -146,14 +145,15 @@ def test_acting_at_row_t_is_given_the_action_of_row_t_minus_1(scripted):
         assert ring.tolist() == [0.0, *numbers["a"][:-1]]
 
 
-@pytest.mark.collect
+@pytest.mark.rollout
 @pytest.mark.play
 def test_an_episode_scores_the_sum_of_its_rewards_and_its_number_of_actions(scripted):
-    (numbers, _), (_, finished) = drawing(), scripted
+    (numbers, _), (_, stats) = drawing(), scripted
     ends = np.flatnonzero(numbers["is_last"])
-    assert_array_equal(finished.is_last, np.array([numbers["is_last"]] * 2).T)
-    assert_array_equal(finished.total[ends], [[101.0 + 102.0 + 103.0] * 2, [101.0 + 102.0] * 2])
-    assert_array_equal(finished.length[ends], [[3, 3], [2, 2]])
+    assert_array_equal(stats.is_last, np.array([numbers["is_last"]] * 2).T)
+    expected = [[101.0 + 102.0 + 103.0] * 2, [101.0 + 102.0] * 2]
+    assert_array_equal(stats.episode_return[ends], expected)
+    assert_array_equal(stats.length[ends], [[3, 3], [2, 2]])
 
 
 @pytest.mark.evaluate
@@ -169,14 +169,14 @@ def test_an_evaluation_scores_the_first_episode_alone_or_what_the_limit_leaves_o
     assert_array_equal(lengths, [length] * 4)
 
 
-@pytest.mark.collect
+@pytest.mark.rollout
 @pytest.mark.act
 @pytest.mark.observe
 def test_a_row_stores_the_state_from_which_replay_goes_on_as_acting_did(program, loop, observe):
-    rows = dreamer.collect(program, loop, 14)[0].replay.rows
+    rows = dreamer.rollout(program, loop, 14)[0].replay.rows
     classes = program.config.model.classes
     for t in range(14 - ROWS):
-        batch = jax.tree.map(lambda column: column[:1, t : t + ROWS], rows)
+        batch = jax.tree.map(lambda column, t=t: column[:1, t : t + ROWS], rows)
         start = dreamer.Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], classes))
         assert_allclose(observe(start, batch)[0].h[:, 0], batch.h[:, 1], rtol=1e-4, atol=1e-5)
 
@@ -215,7 +215,7 @@ def test_the_action_of_row_t_changes_h_from_row_t_plus_1_on_unless_an_episode_en
 
 
 @pytest.mark.observe
-@pytest.mark.recur
+@pytest.mark.sequence_step
 def test_an_action_beyond_1_meets_the_model_as_1_and_one_within_as_it_is(replayed, observe):
     start, batch = replayed
     outcomes = [observe(start, batch._replace(a=jnp.full_like(batch.a, a)))

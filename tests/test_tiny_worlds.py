@@ -1,8 +1,5 @@
 """What is learnt in tiny worlds (tests/worlds.py) is what they are worth, reckoned by hand."""
 
-import pickle
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +15,7 @@ from pytest import approx
 import dreamer
 from tests import worlds
 from utils.core import config
+from utils.core.devices import on_one_device
 from utils.core.settings import Config
 
 ROOT = Path(__file__).parent.parent
@@ -46,7 +44,7 @@ class Told(NamedTuple):
 
     t: np.ndarray  # place in the episode
     signals: np.ndarray  # of this row and the three before, [E, L, 4]
-    rows: dreamer.Row
+    rows: dreamer.Transition
     r: np.ndarray
     c: np.ndarray
     values: np.ndarray
@@ -62,7 +60,7 @@ class Learnt(NamedTuple):
 
     program: dreamer.Program
     params: nnx.State
-    rows: dreamer.Row
+    rows: dreamer.Transition
 
 
 def build(name):
@@ -74,42 +72,21 @@ def build(name):
     return dreamer.build(settings, env)
 
 
-def learn(name, path):
-    """Train a small agent, one update for each step of all environments; its arrays to a file."""
+def learn(name):
+    """Train a small agent, one update for each step of all environments: -> Learnt"""
     (program, _), (env, updates, _) = build(name), LESSONS[name]
     loop, keys = dreamer.init(program, jax.random.key(1)), jax.random.split(jax.random.key(1), ENVS)
     if name == "told":  # environment e stays in world e
-        place, now = jax.jit(jax.vmap(env.enter))(keys, jnp.arange(ENVS) % len(worlds.NAMES))
+        place, timestep = jax.jit(jax.vmap(env.enter))(keys, jnp.arange(ENVS) % len(worlds.NAMES))
     else:
-        place, now = jax.jit(jax.vmap(env.reset))(keys)
-    loop = loop._replace(player=loop.player._replace(env=place, now=now))
-    loop, _ = dreamer.fill(program, loop, FRESH)
+        place, timestep = jax.jit(jax.vmap(env.reset))(keys)
+    loop = loop._replace(actor=loop.actor._replace(env=place, timestep=timestep))
+    loop, _ = dreamer.prefill(program, loop, FRESH)
     for _ in range(CHUNKS):  # XLA gives memory back between its calls, not within one
         loop, _, _ = dreamer.train_chunk(program, loop, updates // CHUNKS)
-    loop, _ = dreamer.fill(program, loop, FRESH)
+    loop, _ = dreamer.prefill(program, loop, FRESH)
     rows = jax.tree.map(lambda column: column[:, -FRESH:], loop.replay.rows)
-    arrays = jax.device_get(jax.tree.leaves((loop.agent.params, rows)))
-    Path(path).write_bytes(pickle.dumps(arrays))
-
-
-def _begin(name, folder, full):
-    """Let a process of its own learn: how it ended, and the file that it leaves."""
-    code = "import sys; from tests import test_tiny_worlds as t; t.learn(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, name, folder / "learnt"]
-    done = subprocess.run(command, cwd=ROOT, env=full, capture_output=True, text=True)
-    return done, folder / "learnt"
-
-
-begin_told, begin_coin = partial(_begin, "told"), partial(_begin, "coin")
-
-
-def _learnt(name, begun):
-    done, path = begun(name)
-    assert done.returncode == 0, done.stderr
-    program, shapes = build(name)
-    row = dreamer.Row(*range(len(dreamer.Row._fields)))
-    arrays = pickle.loads(path.read_bytes())
-    return Learnt(program, *jax.tree.unflatten(jax.tree.structure((shapes, row)), arrays))
+    return Learnt(program, *jax.device_get((loop.agent.params, rows)))
 
 
 def states(learnt):
@@ -128,9 +105,10 @@ def heads(networks, s, bins):
 
 
 @pytest.fixture(scope="module")
-def told(begun):
+def told(in_full):
     """What the agent says of all worlds, learnt in one run."""
-    learnt = _learnt("told", begun)
+    with in_full():  # it trains for long
+        learnt = learn("told")
     networks = nnx.merge(learnt.program.networks, learnt.params)
     bins = dreamer.value_bins(learnt.program.config.model.bins)
     said = heads(networks, dreamer.features(states(learnt)), bins)
@@ -210,9 +188,10 @@ def test_an_episode_knows_nothing_of_the_one_before(told, signal):
 
 
 @pytest.fixture(scope="module")
-def coin(begun):
+def coin(in_full):
     """The coin learnt by one latent of two classes."""
-    return _learnt("coin", begun)
+    with in_full():
+        return learn("coin")
 
 
 CHANCES = {True: 0.5, False: 1.0 - worlds.TAILS_AGAIN}  # of heads, after heads and after tails
@@ -228,10 +207,10 @@ def test_the_entropy_of_the_prior_is_that_of_the_coin(coin, after):
     assert entropy[before == after].mean() == approx(expected, abs=0.04)
 
 
-def test_the_coin_falls_in_dreams_as_it_does_awake(coin):
+def test_the_coin_falls_in_imagination_as_in_the_world(coin):
     networks, model = nnx.merge(coin.program.networks, coin.params), coin.program.config.model
     start = jax.tree.map(lambda x: x[:, -100:].reshape(-1, *x.shape[2:]), states(coin))
-    s = jax.jit(partial(dreamer.dream, networks, steps=20))(start, key=jax.random.key(2)).s
+    s = jax.jit(partial(dreamer.imagine, networks, steps=20))(start, key=jax.random.key(2)).s
     h, z = jnp.split(s, [model.deter], -1)
     heads = networks.world.decode(dreamer.Latent(h, z.reshape(*z.shape[:-1], 1, -1)))[..., 0] > 0
     for after, chance in CHANCES.items():
@@ -244,44 +223,46 @@ TABLES = (  # r, c and values of the five states of a circle
 EVEN = (np.ones(5), np.full(5, 0.9), np.full(5, 2.0))
 
 
-def dreamt_returns(tables, onward, lambda_, steps, copies=1):
-    """λ-returns [5, H], averaged over dreams that begin in each of the five states."""
+def imagined_returns(tables, onward, lambda_, steps, copies=1):
+    """λ-returns [5, H], averaged over rollouts that begin in each of the five states."""
     sets = [f"learning.lambda_={lambda_}", "model.bins=41"]
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     networks = worlds.Circle(tables, onward, dreamer.value_bins(settings.model.bins))
-    fixed = dreamer.Fixed(networks, networks.critic)
+    frozen = dreamer.Frozen(networks, networks.critic, dreamer.value_bins(settings.model.bins))
     start = dreamer.Latent(jnp.tile(jnp.eye(5), (copies, 1)), jnp.ones((5 * copies, 1, 1)))
-    dream = dreamer.dream(networks, start, steps, jax.random.key(0))
-    _, (returns, _), _ = dreamer.dream_losses(networks, fixed, dream, jnp.zeros(2), settings)
+    imagined = dreamer.imagine(networks, start, steps, jax.random.key(0))
+    losses = on_one_device(dreamer.imagination_losses)
+    _, (returns, _), _ = losses(networks, frozen, imagined, jnp.zeros(2), settings)
     return returns.reshape(copies, 5, steps).mean(0)
 
 
-def test_with_lambda_0_a_dreamt_return_looks_one_step_ahead():
+def test_with_lambda_0_an_imagined_return_looks_one_step_ahead():
     r, c, values = TABLES
     following = np.roll(r + c * values, -1)  # of the next state, where the policy always goes on
     expected = [np.roll(following, -t) for t in range(4)]
-    returns = dreamt_returns(TABLES, 1.0, 0.0, 4)
+    returns = imagined_returns(TABLES, 1.0, 0.0, 4)
     assert_allclose(returns, np.stack(expected, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_with_lambda_1_a_dreamt_return_adds_all_rewards_and_the_last_value():
+def test_with_lambda_1_an_imagined_return_adds_all_rewards_and_the_last_value():
     expected = [(1 - 0.9**left) / (1 - 0.9) + 0.9**left * 2.0 for left in (4, 3, 2, 1)]
-    assert_allclose(dreamt_returns(EVEN, 1.0, 1.0, 4), [expected] * 5, rtol=1e-4)
+    assert_allclose(imagined_returns(EVEN, 1.0, 1.0, 4), [expected] * 5, rtol=1e-4)
 
 
-def test_with_lambda_1_a_dreamt_return_stops_at_the_end_of_the_world():
+def test_with_lambda_1_an_imagined_return_stops_at_the_end_of_the_world():
     # from state 0: 1 - 2 γ + 5 γ², and what stands behind c = 0 counts for nothing
     expected = 1.0 - 2.0 * 0.9 + 5.0 * 0.81
-    assert dreamt_returns(TABLES, 1.0, 1.0, 8)[0, 0] == approx(expected, rel=1e-4)
+    assert imagined_returns(TABLES, 1.0, 1.0, 8)[0, 0] == approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("onward, copies, tolerance", [(1.0, 1, 1e-3), (0.5, 1000, 0.3)])
 @pytest.mark.parametrize("lambda_", [0.0, 0.95, 1.0])
-def test_a_long_dream_solves_the_linear_equations_of_the_table(onward, copies, tolerance, lambda_):
+def test_a_long_imagined_rollout_solves_the_linear_equations_of_the_table(
+        onward, copies, tolerance, lambda_):
     # R = P (r + c ((1 - λ) v + λ R)), where P holds the policy's chances from state to state
     r, c, values = TABLES
     chances = onward * np.roll(np.eye(5), 1, axis=1) + (1 - onward) * np.eye(5)
     known = chances @ (r + (1 - lambda_) * c * values)
     expected = np.linalg.solve(np.eye(5) - lambda_ * chances * c, known)
-    found = dreamt_returns(TABLES, onward, lambda_, 25, copies)
+    found = imagined_returns(TABLES, onward, lambda_, 25, copies)
     assert_allclose(found[:, 0], expected, rtol=0, atol=tolerance)

@@ -1,4 +1,4 @@
-"""Environments of the user's own: found by name, checked before anything is trained on them."""
+"""The user's own environments: found by name, checked before training."""
 
 import os
 import re
@@ -13,12 +13,13 @@ import pytest
 
 import dreamer
 import gymnax_wrappers
+from tests import pages
+from utils import watch
 from utils.core import user_env
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# A module of good and bad environments, all made from the README's.
+# A module of good and bad environments, all made from the page's.
 WORLDS = '''
 import dataclasses
 import gymnax
@@ -87,7 +88,7 @@ class Boundless(Line):
         return spaces.Box(-jnp.inf, jnp.inf, (1,))
 
 class Resetting:
-    """Only `step`, which resets by itself, as Gymnax's does."""
+    """Only `step`, which auto-resets like Gymnax's."""
     default_params = Params(max_steps_in_episode=4)
     action_space, observation_space = Line.action_space, Line.observation_space
     def __init__(self):
@@ -98,7 +99,7 @@ class Resetting:
         return self.whole.step(key, state, action, params)
 
 class Open:
-    """Only `step`, which does not reset; parameters come beside it."""
+    """Only `step`, without reset; the factory also returns parameters."""
     def reset(self, key, params):
         return jnp.zeros(2), jnp.zeros((), jnp.int32)
     def step(self, key, state, action, params):
@@ -113,7 +114,7 @@ def opened():
     return Open(), {"pay": 2.0}
 
 class Generous(gymnax.wrappers.purerl.GymnaxWrapper):
-    """Hands everything through but `step`."""
+    """A wrapper that overrides only `step`."""
     def step(self, key, state, action, params):
         x, state, r, *rest = self._env.step(key, state, action, params)
         return x, state, r - 100.0, *rest
@@ -163,7 +164,7 @@ gymnax.register(ID, Line)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with my_env.py of the README and worlds.py; imports are undone after."""
+    """The current folder, with my_env.py of the page and worlds.py; imports are undone after."""
     (tmp_path / "my_env.py").write_text(example(), encoding="utf-8")
     text = WORLDS.replace("ID", f'"Mine-{tmp_path.name}"')
     (tmp_path / "worlds.py").write_text(text, encoding="utf-8")
@@ -177,12 +178,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def example():
-    """The environment that the README shows."""
-    return re.search("```python\n(\"\"\"my_env.py.*?)```", README, re.DOTALL)[1]
+    """The environment that docs/environments.md shows."""
+    return re.search("```python\n(\"\"\"my_env.py.*?)```", pages.text(), re.DOTALL)[1]
 
 
 def refused(name, changes=None):
-    """The one line with which an environment is refused."""
+    """The one line that refuses an environment."""
     with pytest.raises(user_env.GuestError) as caught:
         gymnax_wrappers.make(name, changes=changes)
     message = str(caught.value)
@@ -190,7 +191,7 @@ def refused(name, changes=None):
     return message
 
 
-def test_the_environment_of_the_readme_has_about_thirty_lines():
+def test_the_example_environment_has_about_thirty_lines():
     assert 20 <= len([line for line in example().splitlines() if line]) <= 32
 
 
@@ -199,7 +200,7 @@ def test_a_factory_is_found_in_the_current_folder_and_describes_itself(folder):
     assert env.describe() == "my_env:Line: vector of 2 in, 3 discrete actions out, at most 50 steps"
 
 
-def test_what_a_module_registers_with_gymnax_is_found_by_its_id(folder):
+def test_an_environment_that_a_module_registers_with_gymnax_is_found_by_its_id(folder):
     env = gymnax_wrappers.make(f"worlds:Mine-{folder.name}")
     assert type(env.env).__name__ == "Line"
 
@@ -218,8 +219,8 @@ def test_what_a_module_registers_with_gymnax_is_found_by_its_id(folder):
     ("worlds:Lacking", ["without step, action_space, observation_space"]),
     ("worlds:Shy", ["step_env(key, state, action)", "step_env(key, state, action, params)"]),
     ("worlds:Slip", ["AttributeError", "worlds.py, line 15", "forgotten"]),
-    ("worlds:Four", ["a step gives 4 values", "expected 5 or 6"]),
-    ("worlds:Alone", ["a reset gives", "expected 2: observation, state"]),
+    ("worlds:Four", ["step returns 4 values", "expected 5 or 6"]),
+    ("worlds:Alone", ["reset returns", "expected 2: observation, state"]),
     ("worlds:Growing", ["its observation as float32[1] at reset", "float32[2] after a step"]),
     ("worlds:Forgetful", ["its state.time", "float32[] after a step"]),
     ("worlds:Restless", ["structure of its state"]),
@@ -234,7 +235,7 @@ def test_what_a_module_registers_with_gymnax_is_found_by_its_id(folder):
     ("worlds:Unpaid", ["worlds:Unpaid", "TypeError"]),
     ("worlds:Bright", ["values from 255 to 255", "0 to 1, or uint8"]),
 ])
-def test_what_cannot_be_learned_from_is_said_in_one_line(folder, name, words):
+def test_an_unsupported_environment_is_refused_in_one_line(folder, name, words):
     message = refused(name)
     for word in words:
         assert word in message
@@ -270,7 +271,7 @@ def test_parameters_reach_the_environment(folder):
 
 
 def rows(name, steps):
-    """x, r and the flags of so many rows of an environment."""
+    """x, r and the flags of the first rows of an environment."""
     env = gymnax_wrappers.make(name)
     state, now = env.reset(jax.random.key(0))
     found = [now]
@@ -280,7 +281,7 @@ def rows(name, steps):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
 
 
-def test_a_step_that_resets_by_itself_still_gives_the_last_observation(folder):
+def test_a_step_that_auto_resets_still_gives_the_last_observation(folder):
     played = rows("worlds:Resetting", 6)
     assert played.is_last.tolist() == [False] * 4 + [True, False, False]
     assert played.is_first.tolist() == [True] + [False] * 4 + [True, False]
@@ -289,7 +290,7 @@ def test_a_step_that_resets_by_itself_still_gives_the_last_observation(folder):
     assert len(set(marks[:5].tolist())) == 1 and marks[5] == marks[6] != marks[4]
 
 
-def test_a_step_that_does_not_reset_is_reset_and_both_flags_may_be_true(folder):
+def test_a_step_without_auto_reset_is_reset_and_both_flags_may_be_true(folder):
     played = rows("worlds:opened", 5)
     assert played.x[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
     assert played.r.tolist() == [0, 2, 2, 2, 0, 2]
@@ -297,7 +298,7 @@ def test_a_step_that_does_not_reset_is_reset_and_both_flags_may_be_true(folder):
         False] * 2
 
 
-def test_a_wrapper_is_not_left_out_of_what_it_wraps(folder):
+def test_a_wrapper_is_not_bypassed(folder):
     played = rows("worlds:wrapped", 3)
     assert (played.r[1:] < -99).all()
 
@@ -325,38 +326,18 @@ def run(folder, *flags):
                           capture_output=True, text=True)
 
 
-def film(folder, made):
-    """The command that films a run, in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "utils.watch", made], cwd=folder, text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-
-
-def begin_trained(folder, _):
-    """Train the README's environment in a folder, and film it: how each ended."""
-    (folder / "my_env.py").write_text(example(), encoding="utf-8")
-    trained = run(folder, "--env", "my_env:Line", "--env-param", "stride=0.2", "--preset", "debug",
-                  "--set", "run.eval_limit=60")
-    made = sorted((folder / "runs").glob("*"))
-    return made, trained, film(folder, *made)
-
-
-@pytest.fixture(scope="module")
-def trained(begun):
-    """The runs that were made of the README's environment, how training ended, how filming."""
-    return begun("trained")
-
-
-def test_the_environment_of_the_readme_is_trained_and_filmed(trained):
-    (made,), training, filming = trained
-    assert training.returncode == 0, training.stderr
+def test_the_example_environment_is_trained_and_filmed(folder):
+    assert dreamer.main(["--env", "my_env:Line", "--env-param", "stride=0.2", "--preset", "debug",
+                         "--set", "run.eval_limit=60"]) == 0
+    (made,) = (folder / "runs").iterdir()
     assert made.name.startswith("my_env-Line-0-")
     assert "stride: 0.2" in (made / "config.yaml").read_text(encoding="utf-8")
-    assert filming.returncode == 0, filming.stderr
+    assert watch.main([str(made)]) == 0
     assert (made / "episode-0.gif").is_file()
 
 
 @pytest.mark.slow
-def test_the_environment_of_the_readme_is_learned(folder):
+def test_the_example_environment_is_learned(folder):
     done = run(folder, "--env", "my_env:Line", "--steps", "4000")
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"score +(\S+) over", done.stdout)[1]) > -6.0

@@ -1,5 +1,7 @@
 """What one update hands from function to function: the right rows, states, returns and keys."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,14 +59,14 @@ def prediction_loss(program, lively):
 def batch(program):
     """Rows [B, T + 1] of no episode in particular, in which none begins."""
     random, model, flags = np.random.default_rng(1), program.config.model, np.zeros((3, B, T + 1))
-    return jax.tree.map(jnp.asarray, dreamer.Row(
+    return jax.tree.map(jnp.asarray, dreamer.Transition(
         random.normal(size=(B, T + 1, 4)), random.normal(size=(B, T + 1)), *flags.astype(bool),
         random.normal(size=(B, T + 1, 2)), random.normal(size=(B, T + 1, model.deter)),
         np.zeros((B, T + 1, model.latents), np.uint8)))
 
 
 def test_an_agent_that_has_learned_nothing_expects_no_reward_and_no_value(program, loop):
-    networks = nnx.merge(program.networks, loop.agent.params)
+    networks = dreamer.assemble(program, loop.agent.params)
     s, bins = jax.random.normal(KEY, (3, program.config.model.s_size)), dreamer.value_bins(15)
     assert_array_equal(dreamer.twohot_mean(networks.world.reward(s), bins), np.zeros(3))
     assert_array_equal(dreamer.twohot_mean(networks.critic(s), bins), np.zeros(3))
@@ -85,14 +87,14 @@ def test_a_replayed_sequence_goes_on_from_the_state_that_was_stored(batch, predi
     assert prediction_loss(batch._replace(h=batch.h.at[:, 1:].set(0.0))) == usual
 
 
-def test_the_critic_goes_on_in_the_replay_from_the_return_dreamed_at_each_rows_own_state(
+def test_the_critic_goes_on_in_the_replay_from_the_return_imagined_at_each_rows_own_state(
         program, loop, batch, monkeypatch):
     h = jnp.arange(B * T).reshape(B, T, 1) * 100.0  # each state is known by its number
     latent, handed = dreamer.Latent(h, jnp.zeros((B, T, 1, 1))), []
     monkeypatch.setattr(dreamer, "world_losses", lambda *_: ({}, latent, {}))
-    monkeypatch.setattr(dreamer, "dream", lambda networks, start, steps, key: start.h)
-    monkeypatch.setattr(dreamer, "dream_losses", lambda networks, fixed, dreamed, *_: (
-        {}, (dreamed + jnp.arange(4), None), {}))  # the returns of a dream of four steps
+    monkeypatch.setattr(dreamer, "imagine", lambda networks, start, steps, key: start.h)
+    monkeypatch.setattr(dreamer, "imagination_losses", lambda networks, frozen, imagined, *_: (
+        {}, (imagined + jnp.arange(4), None), {}))  # the returns of four imagined steps
     monkeypatch.setattr(dreamer, "replay_critic_loss", lambda *given: handed.append(given) or 0.0)
     dreamer.agent_losses(program, loop.agent.params, loop.agent, batch, KEY)
     ((_, _, states, rows, bootstrap, _),) = handed
@@ -101,29 +103,29 @@ def test_the_critic_goes_on_in_the_replay_from_the_return_dreamed_at_each_rows_o
     assert_array_equal(rows.x, batch.x[:, 1:])
 
 
-def at_random(networks, now, latent, a, key):
+def at_random(networks, timestep, latent, a, key):
     """Instead of dreamer.act: whatever the key says."""
     return latent, jax.random.normal(key, a.shape)
 
 
 def test_each_step_of_playing_has_randomness_of_its_own(program, loop, monkeypatch):
     monkeypatch.setattr(dreamer, "act", at_random)
-    rows = dreamer.collect(program, loop, 4)[0].replay.rows
+    rows = dreamer.rollout(program, loop, 4)[0].replay.rows
     assert len(np.unique(rows.a[:, :4])) == rows.a[:, :4].size
 
 
 def drawn(what, program, networks):
-    """Latents [64, 8, S, K] that were observed, dreamed or met in acting, of no preference."""
+    """Latents [64, 8, S, K] that were observed, imagined or met in acting, of no preference."""
     model, world = program.config.model, networks.world
     nothing = dreamer.Latent(jnp.zeros((64, model.deter)),
                              jnp.zeros((64, model.latents, model.classes)))
     none = jnp.zeros((64, 9), bool)
     if what == "observe":
-        rows = dreamer.Row(jnp.zeros((64, 9, 4)), none, none, none, none,
-                           jnp.zeros((64, 9, 2)), none, none)
+        rows = dreamer.Transition(x=jnp.zeros((64, 9, 4)), r=none, is_first=none, is_last=none,
+                                  is_terminal=none, a=jnp.zeros((64, 9, 2)), h=none, z=none)
         return dreamer.observe(world, nothing, rows, KEY)[0].z
-    if what == "dream":
-        s = dreamer.dream(networks, nothing, 8, KEY).s[:, 1:, model.deter :]
+    if what == "imagine":
+        s = dreamer.imagine(networks, nothing, 8, KEY).s[:, 1:, model.deter :]
         return s.reshape(64, 8, model.latents, model.classes)
     step = gymnax_wrappers.Step(jnp.zeros((64, 4)), *(none[:, 0],) * 4)
     acts = [dreamer.act(networks, step, nothing, jnp.zeros((64, 2)), key)[0].z
@@ -131,14 +133,66 @@ def drawn(what, program, networks):
     return jnp.stack(acts, 1)
 
 
-@pytest.mark.parametrize("what", ["observe", "dream", "act"])
+@pytest.mark.parametrize("what", ["observe", "imagine", "act"])
 def test_every_latent_of_every_state_is_drawn_by_a_number_of_its_own(what, program, loop):
-    networks = nnx.merge(program.networks, jax.tree.map(jnp.zeros_like, loop.agent.params))
+    networks = dreamer.assemble(program, jax.tree.map(jnp.zeros_like, loop.agent.params))
     z = np.asarray(drawn(what, program, networks).argmax(-1))
     classes = program.config.model.classes
     for axis in range(z.ndim):  # neighbours agree as often as chance makes them
         near, far = np.delete(z, 0, axis), np.delete(z, -1, axis)
         assert abs((near == far).mean() - 1 / classes) < 5 * 0.5 / near.size**0.5, axis
+
+
+class Numbered:
+    """Networks of which every draw is a random number that can be told from all others."""
+
+    def __init__(self):
+        self.world = self
+
+    def actor(self, s):
+        """A policy whose action is a number drawn with its key."""
+        return SimpleNamespace(sample=lambda key: jax.random.uniform(key, (len(s), 1)))
+
+    def encode(self, x):
+        """Nothing is seen."""
+        return x
+
+    def sequence_step(self, latent, a):
+        """The state stays as it is."""
+        return latent.h
+
+    def posterior_probs(self, h, tokens):
+        """One latent of one class, which `a_number` replaces."""
+        return jnp.ones((len(h), 1, 1))
+
+    def prior_probs(self, h):
+        """The same as the posterior."""
+        return jnp.ones((len(h), 1, 1))
+
+
+def a_number(key, probs):
+    """Instead of dreamer.sample_onehot: a number drawn with the key, as the actor draws its own."""
+    return jax.random.uniform(key, (len(probs), 1))[..., None]
+
+
+@pytest.mark.parametrize("what", ["imagine", "act"])
+def test_every_draw_has_randomness_of_its_own(what, monkeypatch):
+    monkeypatch.setattr(dreamer, "sample_onehot", a_number)
+    start = dreamer.Latent(jnp.zeros((5, 1)), jnp.zeros((5, 1, 1)))
+    if what == "imagine":
+        found = dreamer.imagine(Numbered(), start, 4, KEY)
+        numbers = [found.a, found.s[:, 1:, 1]]
+    else:
+        step = gymnax_wrappers.Step(jnp.zeros((5, 1)), *(jnp.zeros(5),) * 4)
+        latent, a = dreamer.act(Numbered(), step, start, jnp.zeros((5, 1)), KEY)
+        numbers = [latent.z, a]
+    drawn = np.concatenate([np.ravel(part) for part in numbers])
+    assert len(np.unique(drawn)) == len(drawn)
+
+
+def test_every_environment_starts_in_a_state_of_its_own(program):
+    x = dreamer.start_episodes(program, 6, KEY).timestep.x
+    assert len(np.unique(x[:, 0])) == 6
 
 
 def told(program, state, batch, key):
@@ -153,7 +207,7 @@ def test_the_fresh_state_of_a_row_is_written_to_that_row(program, loop, monkeypa
     rows, count = loop.replay.rows, 8
     x = rows.x.at[:, :count, 0].set(jnp.arange(1.0, count + 1.0))
     replay = loop.replay._replace(rows=rows._replace(x=x), written=jnp.int32(count))
-    after = dreamer.learn(program, loop._replace(replay=replay))[0].replay.rows
+    after = dreamer.update(program, loop._replace(replay=replay))[0].replay.rows
     fresh = after.h[..., 0] != 0.0
     assert 0 < fresh.sum() <= B * T
     assert_array_equal(after.h[fresh][:, 0], 1000.0 + after.x[fresh][:, 0])

@@ -117,7 +117,7 @@ class Circle:
         logits = jnp.log(jnp.array([1.0 - self.onward, self.onward]) + TINY)
         return Categorical(jnp.broadcast_to(logits, (*s.shape[:-1], 2)))
 
-    def recur(self, latent, a):
+    def sequence_step(self, latent, a):
         """h one state further where a is (0, 1)."""
         return a[:, :1] * latent.h + a[:, 1:] * jnp.roll(latent.h, 1, axis=1)
 

@@ -1,1 +1,1 @@
-"""Commands, and the rooms with what they are made of: core, run, pictures, study, course."""
+"""Commands, and the packages behind them: core, run, pictures, study, course."""

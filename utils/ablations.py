@@ -1,9 +1,9 @@
-"""Trains the agent without one of its parts at a time, and draws what each part is worth.
+"""Trains the agent with one part disabled at a time, and plots the effect of each part.
 
     python -m utils.ablations --env CartPole-v1 --seeds 3
 
-A part is switched off by a block of the YAML whose name begins with no_. How runs are made, and
-each only once: utils/study/runs.py.
+A preset of the YAML whose name begins with no_ disables a part. utils/study/runs.py executes the
+runs and skips finished ones.
 """
 
 import sys
@@ -20,7 +20,7 @@ from utils.study import charts, runs
 RESULTS, PICTURE = "ablations.json", "ablations.png"
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
 LEVELS = 2  # of the results: environment, ablation
-FULL, PREFIX = "full", "no_"  # the agent with all its parts, and how the names of others begin
+FULL, PREFIX = "full", "no_"  # the complete agent, and the prefix of ablations
 
 
 def main(argv=None):
@@ -30,7 +30,7 @@ def main(argv=None):
         if flags.table:
             print(table(runs.shown(flags.results / RESULTS, LEVELS)))
             return 0
-        flags.order = configuration.presets(flags.config)  # read once: it may change meanwhile
+        flags.order = configuration.presets(flags.config)  # read once: it may change later
         names = [FULL, *(flags.preset or ablations(flags.config))]
         plan = [(name, env, seed) for seed in range(flags.seeds) for env in flags.env
                 for name in names]
@@ -39,16 +39,16 @@ def main(argv=None):
             gymnax_wrappers.make(env)
         for folder in (flags.results, flags.runs):
             folder.mkdir(parents=True, exist_ok=True)
-        runs.read(flags.results / RESULTS, LEVELS)  # a broken one is told of before anything runs
+        runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.ablations")
-    return runs.make(planned, partial(_known, flags), partial(_keep, flags))
+    return runs.make(planned, partial(_is_done, flags), partial(_save, flags))
 
 
 def ablations(path):
-    """The names of the blocks in a YAML file that switch a part off.
+    """The names of the presets in a YAML file that disable a part.
 
-    Raises: ConfigError, also where there is none."""
+    Raises: ConfigError, also if there is none."""
     names = [name for name in configuration.presets(path) if name.startswith(PREFIX)]
     if not names:
         raise configuration.ConfigError(f"{path}: no preset begins with {PREFIX}")
@@ -61,19 +61,19 @@ def _run(flags, name, env, seed):
     return runs.Run(config, folder, name)
 
 
-def _known(flags, run):
+def _is_done(flags, run):
     found = runs.read(flags.results / RESULTS).get(run.config.run.env, {}).get(run.ablation, {})
-    return runs.mark(run.config) in [seed["mark"] for seed in found.get("seeds", [])]
+    return runs.fingerprint(run.config) in [seed["mark"] for seed in found.get("seeds", [])]
 
 
-def _keep(flags, run, result):
-    """Put a run into the results, in the place of an older one of its seed, and draw them."""
+def _save(flags, run, result):
+    """Add a run to the results, replacing an older one with its seed, and plot them."""
     runs.update(flags.results / RESULTS, partial(_with, flags, run, result),
                 partial(charts.ablations, flags.results / PICTURE))
 
 
 def _with(flags, run, result, results):
-    """The results with one more: {environment: {ablation: its seeds}}, in the order of the YAML."""
+    """The results with one more run: {environment: {ablation: its seeds}}, in the YAML's order."""
     env, name = run.config.run.env, run.ablation
     found = results.get(env, {})
     found[name] = runs.with_seed(found.get(name, {}), result)
@@ -82,7 +82,7 @@ def _with(flags, run, result, results):
 
 
 def table(results):
-    """The results as markdown, one row an ablation: mean of all evaluations of a run, and score."""
+    """The results as markdown, one row per ablation: mean over all evaluations, and score."""
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     rows = [["", *(f"{env}, {what}" for env in results for what in ("learning", "score"))]]
     rows.append(["---"] + ["---:"] * (len(rows[0]) - 1))
@@ -100,7 +100,7 @@ def _cells(found):
 
 
 def _mean(values):
-    """The mean over seeds, and half its 95% interval, which a single seed has not."""
+    """The mean over seeds and half its 95% interval, which a single seed lacks."""
     mean, interval = curves.mean_interval(values)
     return f"{mean:,.1f}" + f" ± {interval:,.1f}" * (len(values) > 1)
 
@@ -108,11 +108,11 @@ def _mean(values):
 def _flags(argv):
     parser = runs.parser("utils.ablations", __doc__.splitlines()[0], ("ablations", "ablations"))
     parser.add_argument("--env", metavar="ID", action="append",
-                        help="an environment; may be repeated (default: "
+                        help="an environment; repeatable (default: "
                         f"{' and '.join(ENVIRONMENTS)})")
     parser.add_argument("--preset", metavar="NAME", action="append",
-                        help="a block that switches something off; may be repeated "
-                        f"(default: all that begin with {PREFIX})")
+                        help="a preset that disables a part; repeatable "
+                        f"(default: all presets beginning with {PREFIX})")
     flags = runs.parsed(parser, argv)
     flags.env = flags.env or ENVIRONMENTS
     return flags

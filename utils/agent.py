@@ -1,4 +1,4 @@
-"""A trained agent, loaded from the folder of its run, to act with.
+"""A trained agent, loaded from its run folder, for acting.
 
     from utils.agent import Agent
     agent = Agent("runs/CartPole-v1-0-20261121-165018")
@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import dreamer
 import gymnax_wrappers
@@ -23,69 +22,69 @@ from utils.run import arrays
 
 
 class Memory(NamedTuple):
-    """What an agent carries from one step of an episode to the next, for N episodes at once."""
+    """The agent's state between steps of an episode, for N parallel episodes."""
 
     latent: dreamer.Latent  # s_{t-1}
     a: jax.Array  # a_{t-1} [N, A]
-    is_first: jax.Array  # [N] no step was made yet
+    is_first: jax.Array  # [N] no step has been made yet
     key: jax.Array
 
 
 class Agent:
     """The weights of a run's best evaluation, its environment and its configuration.
 
-    `sets` change numbers of the run, each "section.key=value".
+    `sets` override numbers of the run, each "section.key=value".
 
-    Raises: ValueError, one line, for a folder that holds no run, no weights, or other weights."""
+    Raises: ValueError, one line, for a folder without a run or weights, or with other weights."""
 
     def __init__(self, run, sets=()):
         run = Path(run)
         if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run}: holds no run (no config.yaml)")
+            raise ValueError(f"{run}: contains no run (no config.yaml)")
         self.config = configuration.load(run / "config.yaml", Config, sets=sets)
         self.env = gymnax_wrappers.configured(self.config.run)
         self.program, shapes = dreamer.build(self.config, self.env)
         path = run / "weights.npz"
         if not path.is_file():
-            raise ValueError(f"{path}: is not there yet: it comes with the first checkpoint "
-                             "after an evaluation")
+            raise ValueError(f"{path}: does not exist yet: the first checkpoint after an "
+                             "evaluation creates it")
         try:
             self.params = arrays.unflatten(shapes, arrays.load(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def start(self, batch=None, seed=0):
-        """The Memory with which an episode begins, or `batch` of them side by side.
+        """The initial Memory of an episode, or of `batch` parallel ones.
 
-        `seed` is that of the actions drawn: another one for each episode, or all are alike."""
-        player = jax.eval_shape(
-            partial(dreamer.start_playing, self.program, batch or 1), jax.random.key(seed))
-        latent, a = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (player.latent, player.a))
+        `seed` determines the sampled actions: use a different one for each episode."""
+        actor = jax.eval_shape(
+            partial(dreamer.start_episodes, self.program, batch or 1), jax.random.key(seed))
+        latent, a = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (actor.latent, actor.a))
         return Memory(latent, a, jnp.ones(batch or 1, bool), jax.random.key(seed))
 
     def act(self, observation, memory):
-        """One step: the environment's own observation -> its action, as a numpy array, and Memory
+        """One step: the environment's raw observation -> its action, as a numpy array, and Memory
 
         Actions are sampled, as in training. Shapes: those of the environment; with a batch, both
-        have an axis [N] in front.
+        have a leading axis [N].
 
         Raises: ValueError for an observation of another shape."""
-        alone = np.ndim(observation) == len(self.env.raw_shape)
+        single = np.ndim(observation) == len(self.env.raw_shape)
         observation = jnp.asarray(observation)
-        x, episodes = observation[None] if alone else observation, len(memory.is_first)
+        x, episodes = observation[None] if single else observation, len(memory.is_first)
         if x.shape != (episodes, *self.env.raw_shape):
             raise ValueError(f"the observation has shape {list(observation.shape)}, expected "
                              f"{list(self.env.raw_shape)} for each of {episodes} episodes")
         actions, memory = _act(self.program, self.params, x, memory)
-        return np.asarray(actions[0] if alone else actions), memory
+        return np.asarray(actions[0] if single else actions), memory
 
 
 @partial(jax.jit, static_argnums=0)
 def _act(program, params, x, memory):
-    networks, env = nnx.merge(program.networks, params), program.env
+    networks, env = dreamer.assemble(program, params), program.env
     key, act_key = jax.random.split(memory.key)
     no = jnp.zeros_like(memory.is_first)
-    now = gymnax_wrappers.Step(
+    timestep = gymnax_wrappers.Step(
         jax.vmap(env.observation)(x), jnp.zeros(len(x)), memory.is_first, no, no)
-    latent, a = dreamer.act(networks, now, memory.latent, memory.a, act_key)
+    latent, a = dreamer.act(networks, timestep, memory.latent, memory.a, act_key)
     return jax.vmap(env.action)(a), Memory(latent, a, no, key)

@@ -1,10 +1,10 @@
-"""Measures what an update, a step and a start cost on this machine.
+"""Measures the cost of updates, environment steps and start-up on this machine.
 
     python -m utils.bench
 
-Each point is measured in a process of its own, one after the other. Times are medians, beside them
-half the range of the middle half; a unit is the time of one 2048 x 2048 x 2048 float32 product,
-measured in the same process, so that figures of different machines can be compared.
+Each point is measured in its own process, one after the other. Times are medians ± half the
+interquartile range. A unit is the time of one 2048 x 2048 x 2048 float32 matrix product, measured
+in the same process, so that results of different machines can be compared.
 """
 
 import json
@@ -27,10 +27,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import dreamer
 import gymnax_wrappers
-import jaxmodels_nnx
-from utils.core import cli, xla
+from utils.core import cli, cpu_layers, devices, xla
 from utils.core import config as configuration
-from utils.core.devices import divided
 from utils.core.machine import machine
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
 from utils.run import files
@@ -38,13 +36,13 @@ from utils.study import charts, runs
 
 RESULTS, POINT, PICTURE, FIGURES = "bench.json", "point.json", "scaling.png", "scaling.json"
 UNIT = 2 * 2048**3  # floating-point operations
-SECONDS = 6.0  # for which a thing is repeated, at least
-LEAST = 5  # times that it is repeated, at least
-ACTED = 64  # steps of acting in one call
+SECONDS = 6.0  # minimum duration of the repetitions
+LEAST = 5  # minimum number of repetitions
+ACTED = 64  # steps per call when acting is measured
 
 
 class Point(NamedTuple):
-    """What is measured: a preset (None for the defaults), other numbers, CartPole or pictures."""
+    """A configuration to measure: a preset (None: the defaults), settings, CartPole or images."""
 
     name: str
     preset: str | None
@@ -53,7 +51,7 @@ class Point(NamedTuple):
 
 
 PAPER = ("replay.batch=16", "replay.length=64", "run.envs=16", "run.prefill=2080")
-# Updates in one call, which asks for its memory anew: one alone is a quarter dearer for size1m.
+# Updates per call, which allocates its memory anew: single updates cost 25% more for size1m.
 ONE, FOUR, SIXTEEN = ((*PAPER, f"run.chunk={64 * many}") for many in (1, 4, 16))
 POINTS = (
     Point("default", None),
@@ -62,28 +60,28 @@ POINTS = (
     Point("size12m, images", "size12m", ONE, pictures=True),
 )
 ON_A_GPU = (Point("size50m", "size50m", SIXTEEN), Point("size200m", "size200m", SIXTEEN))
-# What --scaling varies, one at a time, by flag; and what a flag sets.
-VARIED = {"batch": (2, 4, 8, 16), "length": (8, 16, 32, 64), "horizon": (4, 8, 16, 32),
+# The values of --scaling, varied one at a time; and the setting behind each flag.
+VARIED = {"batch": (2, 4, 8, 16), "length": (8, 16, 32, 64), "imagination": (4, 8, 16, 32),
           "envs": (4, 16, 64, 256)}
-KEYS = {"batch": "replay.batch", "length": "replay.length", "horizon": "learning.imagination",
+KEYS = {"batch": "replay.batch", "length": "replay.length", "imagination": "learning.imagination",
         "envs": "run.envs"}
 
 
 class Camera:
-    """Stands in for an Environment that costs nothing: pictures of noise, no reward, no end."""
+    """A free Environment: images of noise, no reward, no end of the episode."""
 
     name, discrete, action_size = "Camera", True, 6
     is_image, x_shape = True, (64, 64, 3)
 
     def reset(self, key):
-        """The first picture: -> nothing to remember, Step"""
-        return (), self._picture(key)._replace(is_first=jnp.ones((), bool))
+        """The first image: -> empty state, Step"""
+        return (), self._image(key)._replace(is_first=jnp.ones((), bool))
 
     def step(self, key, state, action):
-        """Another picture, whatever is done: -> nothing to remember, Step"""
-        return state, self._picture(key)
+        """Another image, for any action: -> empty state, Step"""
+        return state, self._image(key)
 
-    def _picture(self, key):
+    def _image(self, key):
         x, no = jax.random.randint(key, self.x_shape, 0, 256, jnp.uint8), jnp.zeros((), bool)
         return gymnax_wrappers.Step(x, jnp.zeros(()), no, no, no)
 
@@ -97,13 +95,13 @@ def main(argv=None):
             return 0
         points = _points(flags)
         for point in points:
-            _config(point)  # whatever is wrong with it is said before anything runs
+            _config(point)  # check it before anything runs
         flags.results.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.bench")
     print(COLUMNS)
     try:
-        found = [_alone(point, flags.scaling) for point in points]
+        found = [_in_new_process(point, flags.scaling) for point in points]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     report = {"machine": machine() | {"device": jax.devices()[0].device_kind}, "points": found}
@@ -116,7 +114,7 @@ def main(argv=None):
 
 
 def table(report):
-    """The figures of a report as text, under the machine that they were measured on."""
+    """The measurements of a report as text, with the machine above them."""
     about = report["machine"]
     head = (f"{about['machine']['cpus']} x {about['machine']['model']}, {about['device']}, jax "
             f"{about['versions']['jax']}, {about['date']}; a unit is "
@@ -125,12 +123,12 @@ def table(report):
 
 
 def _points(flags):
-    """The points that the flags name: one of the user's, those of --scaling, or the standard ones.
+    """The points for the flags: one custom point, those of --scaling, or the standard ones.
 
     Raises: ValueError for flags that contradict each other."""
     own = {key: getattr(flags, key) for key in KEYS if getattr(flags, key) is not None}
     if flags.scaling and (own or flags.size):
-        raise configuration.ConfigError("--scaling: varies all by itself, without other flags")
+        raise configuration.ConfigError("--scaling: cannot be used with other flags")
     if flags.scaling:
         return [Point(f"{key} {value}", None, sets=_sets({key: value}))
                 for key, values in VARIED.items() for value in values]
@@ -141,7 +139,7 @@ def _points(flags):
 
 
 def _sets(own):
-    """Settings, as --set takes them; the prefill grows with what has to fit into it."""
+    """Settings in the form of --set; the prefill grows so that sequences fit into it."""
     rows = own.get("envs", 16) * (own.get("length", 64) + 1)
     return (*(f"{KEYS[key]}={value}" for key, value in own.items()), f"run.prefill={2 * rows}")
 
@@ -153,19 +151,19 @@ def _config(point):
 
 
 def _panels(found):
-    """What charts.scaling draws: the update's cost, or that of a step of all environments."""
+    """The panels for charts.scaling: the cost of an update, or of a step of all environments."""
     panels, points = {}, iter(found)
     for flag, values in VARIED.items():
         some = [next(points) for _ in values]
         costs = [point["update_ms"][0] for point in some]
         if flag == "envs":
             costs = [1e3 * n / point["acting_steps_per_second"] for n, point in zip(values, some)]
-        what = "acting, ms a step" if flag == "envs" else "ms an update"
+        what = "acting, ms per step" if flag == "envs" else "ms per update"
         panels[KEYS[flag]] = (values, costs, what)
     return panels
 
 
-def _alone(point, briefly):
+def _in_new_process(point, briefly):
     """Measure a point in a new process, and print its line."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
@@ -175,21 +173,21 @@ def _alone(point, briefly):
 
 
 def measure(point, briefly):
-    """The figures of one point, {name: figure}; `briefly` only what an update and acting cost."""
+    """Measure one point -> {name: figure}; `briefly`: only updates and acting."""
     config = _config(point)
     env = Camera() if point.pictures else gymnax_wrappers.make(config.run.env)
     program, _ = dreamer.build(config, env)
     envs, (updates, k) = config.run.envs, updates_per_steps(config)
     rounds = rounds_per_chunk(config)
     many = max(1, rounds * updates)
-    loop = dreamer.init(program, jax.random.key(0))
-    loop, _ = dreamer.fill(program, loop, config.run.prefill // envs)
-    shapes = jax.eval_shape(lambda: loop)
-    act = xla.compile_in_full(dreamer.fill, program, shapes, ACTED)
+    state = dreamer.init(program, jax.random.key(0))
+    state, _ = dreamer.prefill(program, state, config.run.prefill // envs)
+    shapes = jax.eval_shape(lambda: state)
+    act = xla.compile_in_full(dreamer.prefill, program, shapes, ACTED)
     learn = xla.compile_in_full(_updates, program, shapes, many)
     units = []
-    loop, acting = _repeat(act, loop, ACTED * envs)
-    loop, update = _repeat(learn, loop, many, lambda: units.append(_unit()))
+    state, acting = _repeat(act, state, ACTED * envs)
+    state, update = _repeat(learn, state, many, lambda: units.append(_unit()))
     ratios = [seconds / statistics.mean(two) for seconds, two in zip(update, pairwise(units))]
     found = {
         "name": point.name, "unit_ms": 1e3 * statistics.median(units),
@@ -199,7 +197,7 @@ def measure(point, briefly):
     if briefly:
         return found
     chunk, cold, warm = _compiled_twice(dreamer.train_chunk, program, shapes, rounds)
-    loop, step = _repeat(chunk, loop, rounds * k * envs)
+    state, step = _repeat(chunk, state, rounds * k * envs)
     found["steps_per_second"] = 1 / statistics.median(step)
     found["memory_mb"] = _peak()
     operations = _operations(program, shapes)
@@ -209,7 +207,7 @@ def measure(point, briefly):
 
 
 def _compiled_twice(function, *arguments):
-    """A compiled function, and the seconds it took without and with the cache on disk."""
+    """Compile a function -> it, and the seconds without and with the cache on disk."""
     with tempfile.TemporaryDirectory() as folder:
         compilation_cache.reset_cache()
         jax.config.update("jax_compilation_cache_dir", folder)
@@ -222,31 +220,37 @@ def _compiled_twice(function, *arguments):
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
-@divided
-def _updates(program, loop, many):
-    """`many` updates as a chunk of training makes them: -> Loop, nothing, metrics"""
-    loop, metrics = jax.lax.scan(lambda loop, _: dreamer.learn(program, loop), loop, length=many)
-    return loop, None, metrics
+def _updates(program, state, many):
+    """`many` updates as in a training chunk: -> RunnerState, a dummy, metrics"""
+    return dreamer.on_all_devices(_updates_on_one, program, state, many)
+
+
+def _updates_on_one(program, state, many):
+    def one(state, _):
+        return dreamer.update(program, state)
+
+    state, metrics = jax.lax.scan(one, state, length=many)
+    return state, state.actor.episode_return[None, None], metrics
 
 
 def _seconds(function):
-    """What a function returns, and the seconds that it took."""
+    """Call a function -> its result and the seconds it took."""
     began = time.perf_counter()
     return function(), time.perf_counter() - began
 
 
-def _repeat(function, loop, many, between=lambda: None):
-    """Call a compiled function on its own result again and again: -> Loop, [seconds of 1 / many]
+def _repeat(function, state, many, between=lambda: None):
+    """Call a compiled function repeatedly on its own result: -> RunnerState, [seconds / many]
 
-    `between` is called before, after and between these calls."""
-    loop, *_ = jax.block_until_ready(function(loop))  # the first touches new memory
+    `between` is called before, between and after these calls."""
+    state, *_ = jax.block_until_ready(function(state))  # warm-up: the first call touches new memory
     times = []
     between()
     while len(times) < LEAST or sum(times) < SECONDS:
-        (loop, *_), seconds = _seconds(lambda: jax.block_until_ready(function(loop)))
+        (state, *_), seconds = _seconds(lambda s=state: jax.block_until_ready(function(s)))
         times.append(seconds)
         between()
-    return loop, [seconds / many for seconds in times]
+    return state, [seconds / many for seconds in times]
 
 
 @jax.jit
@@ -255,7 +259,7 @@ def _product(square):
 
 
 def _unit():
-    """Seconds of a product of 2048 x 2048 matrices, float32 in full precision: median of five."""
+    """Seconds per product of 2048 x 2048 matrices, float32 in full precision: median of five."""
     square = jax.random.normal(jax.random.key(0), (2048, 2048))
     jax.block_until_ready(_product(square))
     return statistics.median(
@@ -263,37 +267,36 @@ def _unit():
 
 
 def _operations(program, shapes):
-    """Floating-point operations of one update, by XLA's count of the program without loops
+    """Floating-point operations of one update, counted by XLA
 
-    (of a loop, XLA counts the body once) and with all pictures at once (else some are computed
-    twice)."""
-    everything = {"CPU_PIXELS": sys.maxsize, "ACCELERATOR_PIXELS": sys.maxsize}
-    with mock.patch.multiple(jaxmodels_nnx, **everything):
+    without loops (XLA counts a loop's body once) and on all images at once (otherwise some are
+    computed twice)."""
+    with mock.patch.object(cpu_layers, "PIXELS", sys.maxsize):
         return jax.jit(partial(_unrolled, program)).lower(shapes).cost_analysis()["flops"]
 
 
-def _unrolled(program, loop):
+def _unrolled(program, state):
     with jax.disable_jit():
-        return dreamer.learn(program, loop)
+        return devices.on_one_device(partial(dreamer.update, program))(state)
 
 
 def _spread(figures, scale=1):
-    """[median, half the range of the middle half], times `scale`."""
+    """[median, half the interquartile range], times `scale`."""
     low, middle, high = statistics.quantiles(figures, n=4)
     return [scale * middle, scale * (high - low) / 2]
 
 
 def _peak():
-    """Megabytes: of the accelerator's memory, or of this process; None where nobody counts."""
+    """Peak memory of the accelerator or of this process in MB; None where it is unknown."""
     stats = jax.devices()[0].memory_stats()
     if stats:
         return stats["peak_bytes_in_use"] / 1e6
     if sys.platform == "win32":
         return None
-    import resource  # which Windows does not have
+    import resource  # does not exist on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on a Mac, else kilobytes
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on macOS, else kilobytes
 
 
 COLUMNS = (
@@ -304,7 +307,7 @@ COLUMNS = (
 
 
 def _line(found):
-    """The figures of a point under COLUMNS; a dash for what was not measured."""
+    """The figures of a point under COLUMNS; a dash for missing ones."""
     (update, spread), (units, off) = found["update_ms"], found["update_units"]
     return (f"{found['name']:18}{update:9.1f} ±{spread:4.1f}{units:8.2f} ±{off:3.2f}"
             + _show(found, "steps_per_second", ">12,.0f")
@@ -328,10 +331,10 @@ def _flags(argv):
     for flag, key in KEYS.items():
         parser.add_argument(f"--{flag}", metavar="N", type=int, help=f"one point, with this {key}")
     parser.add_argument("--scaling", action="store_true",
-                        help=f"measure how cost grows, and draw {PICTURE}")
-    parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and leave")
+                        help=f"measure how the cost grows, and plot {PICTURE}")
+    parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and exit")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path("docs"),
-                        help=f"folder of what is written (default: docs; {RESULTS})")
+                        help=f"folder of the results (default: docs; {RESULTS})")
     return parser.parse_args(argv)
 
 

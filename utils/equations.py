@@ -1,8 +1,8 @@
-"""Prints the table of equations: number, function, the tests that check it, the recorded numbers.
+"""Prints the table of equations: number, function, its tests, its golden files.
 
     python -m utils.equations
 
-utils/course/catalogue.py says where the table comes from.
+utils/course/catalogue.py collects the entries.
 """
 
 import re
@@ -27,29 +27,29 @@ def main(argv=None):
 
 
 def table():
-    """The equations as markdown, in the paper's order, behind them the tasks without a number."""
+    """The equations as markdown, in the paper's order, then the tasks without a number."""
     known = catalogue.functions()
-    held = catalogue.tests(known)
+    tests = catalogue.tests(known)
     rows = [["Eq.", "what", "function", "test", "golden file"], ["---"] * 5]
     for function in sorted(known.values(), key=_place):
         if function.number or function.week:
-            named = [test for test in held if function.name in test.names]
-            files = sorted({test.recorded for test in named})
+            found = [test for test in tests if function.name in test.names]
+            files = sorted({test.recorded for test in found})
             rows.append([function.number or "-", function.what.replace("|", "\\|"),
-                         f"`{function.name}`", _counted(named),
+                         f"`{function.name}`", _counted(found),
                          ", ".join(f"`{name}`" for name in sorted(set().union(*files))) or "-"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _place(function):
-    """Numbered ones in front, by their first number; the sort keeps the order of the source."""
+    """Sort key: equations by their first number, then the others in source order."""
     return int(re.split("[-, ]", function.number)[0]) if function.number else 100
 
 
-def _counted(named):
-    """`equations 3, golden 1`: how many tests are in which file, as links."""
-    count = Counter(test.path for test in named)
-    return ", ".join(f"[{Path(path).stem.removeprefix('test_')}]({path}) {times}"
+def _counted(found):
+    """The number of tests per file, as links: `equations 3, golden 1`."""
+    count = Counter(test.path for test in found)
+    return ", ".join(f"[{Path(path).stem.removeprefix('test_')}](../{path}) {times}"
                      for path, times in count.items()) or "none"
 
 

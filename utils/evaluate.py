@@ -19,14 +19,14 @@ from utils.agent import Agent
 from utils.core import cli
 
 EVALUATIONS = "evaluations.jsonl"
-STREAM = 2  # of the seed's random numbers: training uses 0 and 1
+STREAM = 2  # random stream of the seed: training uses 0 and 1
 
 
 def main(argv=None):
-    """The command -> exit status: 0, or 2 for a mistake of the user's"""
+    """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = _flags(argv)
-        score(load(flags, eval_episodes=flags.episodes), Path(flags.run))
+        score(load(flags, episodes=flags.episodes), Path(flags.run))
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.evaluate")
     except KeyboardInterrupt:
@@ -35,32 +35,32 @@ def main(argv=None):
 
 
 def parser(name, description):
-    """The flags that every command on one run takes: RUN, --seed and --limit."""
-    made = cli.Parser(f"python -m {name}", description=description, allow_abbrev=False)
-    made.add_argument("run", metavar="RUN", help="the folder of a run")
-    made.add_argument("--seed", metavar="N", help="seed of the episodes (default: the run's)")
-    made.add_argument("--limit", metavar="N",
-                      help="steps after which an episode is cut (default: run.eval_limit)")
-    return made
+    """A parser with the flags of every command on one run: RUN, --seed and --limit."""
+    flags = cli.Parser(f"python -m {name}", description=description, allow_abbrev=False)
+    flags.add_argument("run", metavar="RUN", help="the folder of a run")
+    flags.add_argument("--seed", metavar="N", help="seed of the episodes (default: the run's)")
+    flags.add_argument("--limit", metavar="N",
+                       help="steps after which an episode is cut off (default: run.eval_limit)")
+    return flags
 
 
-def load(flags, **others):
-    """The Agent of the run that the flags name, with their numbers in place of the run's.
+def load(flags, episodes=None):
+    """Load the Agent of a run; the flags override the run's numbers.
 
     Raises: ValueError, one line."""
     cli.check_run(flags.run)
-    changes = {"seed": flags.seed, "eval_limit": flags.limit} | others
+    changes = {"seed": flags.seed, "eval_limit": flags.limit, "eval_episodes": episodes}
     return Agent(flags.run, [f"run.{key}={value}" for key, value in changes.items()
                              if value is not None])
 
 
 def episode_key(config):
-    """The random key of the episodes that these commands play."""
+    """The random key of the episodes in these commands."""
     return jax.random.fold_in(jax.random.key(config.run.seed), STREAM)
 
 
 def score(agent, folder):
-    """Evaluate an agent, print the result and append it to evaluations.jsonl in a folder."""
+    """Evaluate an agent, print the result and append it to evaluations.jsonl in `folder`."""
     run = agent.config.run
     found = dreamer.evaluate(agent.program, agent.params, episode_key(agent.config))
     returns, lengths = (np.asarray(part, float) for part in jax.device_get(found))
@@ -84,10 +84,10 @@ def score(agent, folder):
 
 
 def _flags(argv):
-    made = parser("utils.evaluate", __doc__.splitlines()[0])
-    made.add_argument("--episodes", metavar="N",
-                      help="how many episodes (default: run.eval_episodes)")
-    return made.parse_args(argv)
+    flags = parser("utils.evaluate", __doc__.splitlines()[0])
+    flags.add_argument("--episodes", metavar="N",
+                       help="number of episodes (default: run.eval_episodes)")
+    return flags.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Prints one update: every quantity in the order of the computation, losses, gradients.
+"""Prints one update: every quantity in the order of computation, losses, gradients.
 
     python -m utils.explain --env CartPole-v1
 
-A tiny batch of real experience, and an agent that has made a few updates, so that no head is zero
-any more. Stands on top of dreamer.py: the quantities are what its functions give when they are
-called in its order, the losses and what they teach are those of its `agent_losses`, the update is
-that of its `train_step`.
+It uses a tiny batch of real experience and an agent after a few updates, whose heads no longer
+output zeros. Everything is computed by dreamer.py: the quantities by its functions, called in its
+order, the losses and their gradients by `agent_losses`, the update by `train_step`.
 """
 
 import dataclasses
@@ -25,21 +24,22 @@ from flax import nnx
 import dreamer
 import gymnax_wrappers
 from utils.core import cli, replay
+from utils.core.devices import on_one_device
 
-ENVS, ROWS = 4, 48  # environments, and the rows that each of them plays
+ENVS, ROWS = 4, 48  # environments, and rows played in each
 BATCH, LENGTH = 3, 5  # B and T
-BEFORE = 20  # updates before the one that is shown
-# Small programs that run once: most of the time is the compiler's.
+BEFORE = 20  # updates before the printed one
+# These small programs run once, so compilation dominates their time.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 # {section: {name: (symbol, meaning, letters of the axes)}}, in the order of the computation
 QUANTITIES = {
-    "The batch, drawn from the replay": {
+    "The batch, sampled from the replay": {
         "x": ("x_t", "observation", "B T+1 X"),
         "a": ("a_t", "action chosen after x_t", "B T+1 A"),
         "r": ("r_t", "reward of a_{t-1}", "B T+1"),
         "is_first": ("is_first", "an episode begins here", "B T+1"),
-        "is_last": ("is_last", "an episode is over here", "B T+1"),
+        "is_last": ("is_last", "an episode ends here", "B T+1"),
         "is_terminal": ("is_terminal", "the world ended here", "B T+1"),
         "start": ("h_0", "stored state before the sequence", "B D"),
     },
@@ -51,43 +51,43 @@ QUANTITIES = {
         "prior": ("p(ẑ_t|h_t)", "prior, unimix included", "B T S K"),
         "posterior_entropy": ("H[q]", "entropy of the posterior, nats", "B T"),
         "prior_entropy": ("H[p]", "entropy of the prior, nats", "B T"),
-        "kl": ("KL(q‖p)", "what the prior failed to foresee", "B T"),
+        "kl": ("KL(q‖p)", "error of the prior", "B T"),
         "s": ("s_t", "features [h_t, z_t]", "B T F"),
-        "x_hat": ("x̂_t", "what the decoder makes of s_t", "B T X"),
+        "x_hat": ("x̂_t", "observation, predicted", "B T X"),
         "r_hat": ("r̂_t", "reward, predicted", "B T"),
         "c_hat": ("ĉ_t", "continue, predicted", "B T"),
         "decoder": ("-ln p(x_t|s_t)", "decoder loss", "B T"),
         "reward": ("-ln p(r_t|s_t)", "reward loss", "B T"),
         "continue": ("-ln p(c_t|s_t)", "continue loss", "B T"),
-        "dynamics": ("L_dyn", "the KL that teaches the prior", "B T"),
-        "representation": ("L_rep", "the KL that teaches the posterior", "B T"),
+        "dynamics": ("L_dyn", "KL loss of the prior", "B T"),
+        "representation": ("L_rep", "KL loss of the posterior", "B T"),
     },
-    "Critic learning: dreams from every state (Eq. 4-5)": {
-        "dream_s": ("s_t", "dreamed features", "N H+1 F"),
-        "dream_a": ("a_t ~ π", "dreamed actions", "N H A"),
-        "dream_r": ("r_t", "dreamed rewards", "N H+1"),
-        "dream_c": ("c_t", "chance to go on, discounted", "N H+1"),
+    "Critic learning: rollouts imagined from every state (Eq. 4-5)": {
+        "imagined_s": ("s_t", "imagined features", "N H+1 F"),
+        "imagined_a": ("a_t ~ π", "imagined actions", "N H A"),
+        "imagined_r": ("r_t", "imagined rewards", "N H+1"),
+        "imagined_c": ("c_t", "continue probability, discounted", "N H+1"),
         "values": ("v(s_t)", "values of the critic", "N H+1"),
         "slow_values": ("v'(s_t)", "values of the slow critic", "N H"),
         "returns": ("R^λ_t", "λ-returns", "N H"),
         "weights": ("Π c_i", "trajectory weights", "N H"),
-        "critic": ("-ln p(R_t|s_t)", "to the return and the slow critic", "N H"),
-        "critic_loss": ("Π c_i · that", "its mean is the critic loss", "N H"),
+        "critic": ("-ln p(R_t|s_t)", "targets: return and slow critic", "N H"),
+        "critic_loss": ("Π c_i · above", "its mean is the critic loss", "N H"),
     },
     "Actor learning (Eq. 6-7)": {
         "return_range": ("Per(R,·)", "running percentiles of the returns", "2"),
         "scale": ("max(L, S)", "divisor of the advantages", ""),
         "advantage": ("(R-v)/max(L,S)", "advantages", "N H"),
-        "log_prob": ("ln π(a_t|s_t)", "of the dreamed actions", "N H"),
+        "log_prob": ("ln π(a_t|s_t)", "log-probability of the action", "N H"),
         "policy_entropy": ("H[π(·|s_t)]", "entropy of the policy, nats", "N H"),
-        "actor": ("Eq. 6", "of each dreamed step", "N H"),
-        "actor_loss": ("Π c_i · that", "its mean is the actor loss", "N H"),
+        "actor": ("Eq. 6", "actor loss of each step", "N H"),
+        "actor_loss": ("Π c_i · above", "its mean is the actor loss", "N H"),
     },
     "The critic on replayed rows": {
-        "bootstrap": ("R^λ_0", "dreamed return of each row", "B T"),
+        "bootstrap": ("R^λ_0", "imagined return of each row", "B T"),
         "replay_returns": ("R^λ_t", "λ-returns of real rewards", "B T-1"),
-        "replay_slow_values": ("v'(s_t)", "values there of the slow critic", "B T-1"),
-        "replay_critic": ("-ln p(R_t|s_t)", "0 where an episode is over", "B T-1"),
+        "replay_slow_values": ("v'(s_t)", "slow critic's values of the rows", "B T-1"),
+        "replay_critic": ("-ln p(R_t|s_t)", "0 where an episode ends", "B T-1"),
     },
 }
 SCALES = {"prediction": "beta_pred", "dynamics": "beta_dyn", "representation": "beta_rep",
@@ -99,27 +99,27 @@ MODULES = (*WORLD, "actor", "critic")
 
 
 class Explained(NamedTuple):
-    """One update: what was computed, the losses, what they teach, what the update changed."""
+    """One update: intermediate values, losses, their gradients, and the changes of the weights."""
 
     values: dict  # {name of QUANTITIES: array}
-    losses: dict  # {loss: value}, without its scale, parts of the prediction loss included
+    losses: dict  # {loss: value}, unscaled, including the terms of the prediction loss
     total: Any  # of `total_loss`
-    slopes: dict  # {loss: {module: norm of its gradient}}
-    moved: dict  # {module: (norm of the weights, norm of their change)}
+    gradient_norms: dict  # {loss: {module: norm of its gradient}}
+    changes: dict  # {module: (norm of the weights, norm of their change)}
     metrics: dict  # of `train_step`
 
 
-class Looked(NamedTuple):
-    """What one compiled function finds, before the update."""
+class Inspected(NamedTuple):
+    """The results of one compiled function, before the update."""
 
     values: dict
     losses: dict
     total: jax.Array
-    slopes: dict
+    gradient_norms: dict
 
 
 def main(argv=None):
-    """The command -> exit status: 0, or 2 for a mistake of the user's"""
+    """The command -> exit status: 0, or 2 for a user error"""
     try:
         config = _config(argv)
         env = gymnax_wrappers.configured(config.run)
@@ -139,9 +139,9 @@ def _config(argv):
 
 
 def tiny(config):
-    """The same agent and losses with few environments, rows and sequences.
+    """Reduce a Config to few environments, rows and sequences, with the same agent and losses.
 
-    It leaves the time line's letters different numbers: B 3, T 5, N 15."""
+    B = 3, T = 5 and N = 15 differ, so that shapes are easy to tell apart."""
     rows = ENVS * ROWS
     run = dataclasses.replace(
         config.run, envs=ENVS, prefill=rows, steps=max(config.run.steps, rows + 1))
@@ -150,26 +150,30 @@ def tiny(config):
 
 
 def explain(config, env):
-    """Play, make some updates, and look into one more: -> Explained"""
+    """Play, make some updates, and record one more: -> Explained"""
     program, _ = dreamer.build(config, env)
     key = jax.random.key(config.run.seed)
     shapes = dreamer.init.eval_shape(program, key)
     state, batch = jax.eval_shape(partial(_play, program), shapes, key)
-    with ThreadPoolExecutor() as pool:  # compilations side by side
+    with ThreadPoolExecutor() as pool:  # parallel compilation
         compiled = pool.map(partial(_compiled, program), (
-            (dreamer.train_step, state, batch, key), (_look, state, batch, key),
+            (_train_step, state, batch, key), (_inspect, state, batch, key),
             (_play, shapes, key)))
-        loop = dreamer.init(program, key)
-        step, look, play = compiled
-    state, batch = play(loop, key)
+        runner = dreamer.init(program, key)
+        step, inspect, play = compiled
+    state, batch = play(runner, key)
     for update in range(BEFORE):
         state, _, _ = step(state, batch, jax.random.fold_in(key, update))
     last = jax.random.fold_in(key, BEFORE)
-    looked, (after, _, metrics) = look(state, batch, last), step(state, batch, last)
+    inspected, (after, _, metrics) = inspect(state, batch, last), step(state, batch, last)
     change = jax.tree.map(jnp.subtract, after.params, state.params)
-    moved = {name: (optax.tree.norm(weights), optax.tree.norm(part)) for (name, weights), part in
+    changes = {name: (optax.tree.norm(weights), optax.tree.norm(part)) for (name, weights), part in
              zip(modules(state.params).items(), modules(change).values())}
-    return Explained(*jax.device_get((*looked, moved, metrics)))
+    return Explained(*jax.device_get((*inspected, changes, metrics)))
+
+
+def _train_step(program, state, batch, key):
+    return on_one_device(dreamer.train_step)(program, state, batch, key)
 
 
 def _compiled(program, call):
@@ -178,49 +182,51 @@ def _compiled(program, call):
     return lowered.compile(QUICKLY)
 
 
-def _play(program, loop, key):
-    """The agent, and a batch of what it plays: -> AgentState, Row [B, T + 1, ...]"""
-    loop, _ = dreamer.collect(program, loop, ROWS)
-    batch, _ = replay.sample(loop.replay, key, BATCH, LENGTH + 1)
-    return loop.agent, batch
+def _play(program, state, key):
+    """Play and sample a batch: -> AgentState, Transition [B, T + 1, ...]"""
+    state, _ = dreamer.rollout(program, state, ROWS)
+    batch, _ = replay.sample(state.replay, key, BATCH, LENGTH + 1)
+    return state.agent, batch
 
 
 def modules(params):
-    """{module: its part of the weights, or of their gradients}, every part once."""
+    """{module: its part of the weights or gradients}, each part once."""
     world = {name: params["world"][key] for name, key in WORLD.items()}
     return world | {"actor": params["actor"], "critic": params["critic"]}
 
 
-def _look(program, state, batch, key):
-    """Everything about the update of this state on this batch with this key: -> Looked"""
+def _inspect(program, state, batch, key):
+    """Values, losses and gradients of an update with these arguments: -> Inspected"""
     losses, pull = jax.vjp(lambda params: _losses(program, params, state, batch, key), state.params)
     names = list(losses)
     each = jax.lax.map(partial(_norms, names, pull), jnp.eye(len(names)))
-    slopes = {name: jax.tree.map(lambda norms: norms[i], each) for i, name in enumerate(names)}
-    total, _ = dreamer.total_loss(state.params, program, state, batch, key)
-    return Looked(_values(program, state, batch, key), losses, total, slopes)
+    gradient_norms = {name: jax.tree.map(lambda norms, i=i: norms[i], each)
+                      for i, name in enumerate(names)}
+    total, _ = on_one_device(lambda params: dreamer.total_loss(
+        params, program, state, batch, key))(state.params)
+    return Inspected(_values(program, state, batch, key), losses, total, gradient_norms)
 
 
 def _losses(program, params, state, batch, key):
-    losses, learned = dreamer.agent_losses(program, params, state, batch, key)
-    return losses | {name: learned.metrics[f"losses/{name}"] for name in PARTS}
+    losses, aux = on_one_device(partial(dreamer.agent_losses, program))(params, state, batch, key)
+    return losses | {name: aux.metrics[f"losses/{name}"] for name in PARTS}
 
 
 def _norms(names, pull, chosen):
-    """{module: norm of the gradient} of the losses, each as often as `chosen` [losses] says."""
+    """{module: norm of the gradient} of the losses, weighted by `chosen` [losses]."""
     (gradient,) = pull(dict(zip(names, chosen)))
     return {name: optax.tree.norm(part) for name, part in modules(gradient).items()}
 
 
 def _values(program, state, batch, key):
-    """{name of QUANTITIES: array}, by dreamer.py's own functions in its own order."""
-    config, (observe_key, dream_key) = program.config, jax.random.split(key)
-    networks = nnx.merge(program.networks, state.params)
+    """{name of QUANTITIES: array}, by the functions of dreamer.py in its order."""
+    config, (observe_key, imagine_key) = program.config, jax.random.split(key)
+    networks = dreamer.assemble(program, state.params)
     slow_critic = nnx.merge(program.critic, state.slow_critic)
     values, latent = _world_values(networks.world, batch, observe_key, config)
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
-    dreamed = dreamer.dream(networks, start, config.learning.imagination, dream_key)
-    values |= _dream_values(networks, slow_critic, dreamed, state.return_range, config)
+    imagined = dreamer.imagine(networks, start, config.learning.imagination, imagine_key)
+    values |= _imagination_values(networks, slow_critic, imagined, state.return_range, config)
     values |= {name: values["weights"] * values[name.removesuffix("_loss")]
                for name in ("critic_loss", "actor_loss")}
     rows = jax.tree.map(lambda x: x[:, 1:], batch)
@@ -228,7 +234,7 @@ def _values(program, state, batch, key):
 
 
 def _world_values(world, batch, key, config):
-    """The part of the world model: -> values, posterior states [B, T, ...]"""
+    """Values of the world model: -> values, posterior states [B, T, ...]"""
     learning, bins = config.learning, dreamer.value_bins(config.model.bins)
     start = dreamer.Latent(batch.h[:, 0], jax.nn.one_hot(batch.z[:, 0], config.model.classes))
     latent, posterior = dreamer.observe(world, start, batch, key)
@@ -249,10 +255,10 @@ def _world_values(world, batch, key, config):
     }, latent
 
 
-def _dream_values(networks, slow_critic, dreamed, return_range, config):
-    """The part of actor and critic."""
+def _imagination_values(networks, slow_critic, imagined, return_range, config):
+    """Values of actor and critic on imagined rollouts."""
     learning, bins = config.learning, dreamer.value_bins(config.model.bins)
-    s, before_last = dreamed.s, dreamed.s[:, :-1]
+    s, before_last = imagined.s, imagined.s[:, :-1]
     r = dreamer.twohot_mean(networks.world.reward(s), bins)
     c = jax.nn.sigmoid(networks.world.continue_(s)[..., 0])
     values = dreamer.twohot_mean(networks.critic(s), bins)
@@ -262,21 +268,23 @@ def _dream_values(networks, slow_critic, dreamed, return_range, config):
     limit, policy = learning.return_limit, networks.actor(before_last)
     advantage = dreamer.advantages(returns, values[:, :-1], return_range, limit)
     return {
-        "dream_s": s, "dream_a": dreamed.a, "dream_r": r, "dream_c": c, "values": values,
-        "slow_values": slow_values, "returns": returns, "return_range": return_range,
+        "imagined_s": s, "imagined_a": imagined.a, "imagined_r": r, "imagined_c": c,
+        "values": values, "slow_values": slow_values, "returns": returns,
+        "return_range": return_range,
         "weights": dreamer.trajectory_weights(c)[:, :-1],
         "critic": dreamer.critic_loss(
             networks.critic(before_last), returns, slow_values, bins, learning.slow_scale),
         "scale": jnp.maximum(limit, return_range[1] - return_range[0]), "advantage": advantage,
-        "log_prob": policy.log_prob(dreamed.a), "policy_entropy": policy.entropy(),
-        "actor": dreamer.actor_loss(policy, dreamed.a, advantage, learning.eta),
+        "log_prob": policy.log_prob(imagined.a), "policy_entropy": policy.entropy(),
+        "actor": dreamer.actor_loss(policy, imagined.a, advantage, learning.eta),
     }
 
 
-def _replay_values(networks, slow_critic, latent, rows, dreamed, config):
-    """The critic on replayed rows; `dreamed` are the returns of the dreams from each of them."""
+def _replay_values(networks, slow_critic, latent, rows, imagined_returns, config):
+    """Values of the critic on replayed rows; `imagined_returns` [N, H] start from these rows."""
     learning, bins = config.learning, dreamer.value_bins(config.model.bins)
-    bootstrap, s = dreamed[:, 0].reshape(rows.r.shape), dreamer.features(latent)[:, :-1]
+    bootstrap = imagined_returns[:, 0].reshape(rows.r.shape)
+    s = dreamer.features(latent)[:, :-1]
     returns = dreamer.replay_returns(rows, bootstrap, learning)
     slow_values = dreamer.twohot_mean(slow_critic(s), bins)
     loss = dreamer.critic_loss(networks.critic(s), returns, slow_values, bins, learning.slow_scale)
@@ -289,16 +297,16 @@ def _replay_values(networks, slow_critic, latent, rows, dreamed, config):
 
 def report(explained, config, env):
     """The text of an Explained: five tables."""
-    head = (f"{env.describe()}\nUpdate {BEFORE + 1} of an agent that looks at one tiny batch: "
-            f"B {BATCH} sequences, T {LENGTH} steps, N {BATCH * LENGTH} dreams of "
+    head = (f"{env.describe()}\nUpdate {BEFORE + 1} of an agent on one tiny batch: "
+            f"B {BATCH} sequences, T {LENGTH} steps, N {BATCH * LENGTH} rollouts of "
             f"H {config.learning.imagination} steps.")
     return "\n\n".join([head, *_quantities(explained.values), _loss_table(explained, config),
-                        _slope_table(explained.slopes), _moved_table(explained)])
+                        _gradient_table(explained.gradient_norms), _change_table(explained)])
 
 
 def _quantities(values):
     for section, rows in QUANTITIES.items():
-        lines = [f"{section}\n{'':15}{'':35}{'shape':23}{'least':>10}{'mean':>10}{'most':>10}"]
+        lines = [f"{section}\n{'':15}{'':35}{'shape':23}{'min':>10}{'mean':>10}{'max':>10}"]
         for name, (symbol, meaning, letters) in rows.items():
             value = np.asarray(values[name], float)
             numbers = "".join(f"{part:>10.3g}"
@@ -309,7 +317,7 @@ def _quantities(values):
 
 
 def _shape(letters, shape):
-    """[B 3, T 5]; an observation of more axes than one has them all behind its X."""
+    """[B 3, T 5]; all axes of an observation follow its X."""
     letters = letters.split()
     letters += [""] * (len(shape) - len(letters))
     return "[" + ", ".join(f"{letter} {size}".strip() if not letter.isdigit() else letter
@@ -317,7 +325,7 @@ def _shape(letters, shape):
 
 
 def _loss_table(explained, config):
-    lines = [f"Losses (Eq. 2)\n{'':18}{'value':>10}{'× scale':>10}{'= part':>12}"]
+    lines = [f"Losses (Eq. 2)\n{'':18}{'value':>10}{'× scale':>10}{'= term':>12}"]
     for name, key in SCALES.items():
         value, scale = explained.losses[name], getattr(config.learning, key)
         lines.append(f"{_words(name):18}{_number(value):>10}{scale:>10g}"
@@ -325,23 +333,24 @@ def _loss_table(explained, config):
     return "\n".join([*lines, f"{'total':18}{'':20}{_number(explained.total):>12}"])
 
 
-def _slope_table(slopes):
+def _gradient_table(gradient_norms):
     widths = {module: max(10, len(module) + 1) for module in MODULES}
-    lines = ["Norm of the gradient that each loss sends to each module, before its scale",
+    lines = ["Norm of the gradient of each loss with respect to each module, unscaled",
              " " * 15 + "".join(f"{module:>{width}}" for module, width in widths.items())]
     first, *others = SCALES
     for name in (first, *PARTS, *others):
-        cells = (f"{_number(slopes[name][module]):>{width}}" for module, width in widths.items())
+        cells = (f"{_number(gradient_norms[name][module]):>{width}}"
+                 for module, width in widths.items())
         lines.append(f"{_words(name):15}" + "".join(cells))
     return "\n".join(lines)
 
 
-def _moved_table(explained):
+def _change_table(explained):
     norm = _number(explained.metrics["optimizer/grad_norm"])
     lines = [f"The update: gradient norm {norm} before clipping",
              f"{'':15}{'weights':>10}{'change':>10}{'share':>10}"]
     for name in MODULES:
-        weights, change = explained.moved[name]
+        weights, change = explained.changes[name]
         lines.append(f"{name:15}{_number(weights):>10}{_number(change):>10}"
                      f"{_number(change / weights):>10}")
     return "\n".join(lines)
@@ -352,7 +361,7 @@ def _words(name):
 
 
 def _number(value):
-    """Three digits; a bar where nothing at all is."""
+    """Three digits; a dash for exactly 0."""
     return "-" if value == 0.0 else f"{value:.3g}"
 
 

@@ -2,9 +2,9 @@
 
     python -m utils.grade DIR --week 3
 
-Tests and all other files are those of this project. Each task has a process and a copy of its own.
-This protects the grades from mistakes, and not the machine from malice: what students wrote runs
-with the rights of whoever grades.
+Tests and all other files are those of this project. Each task runs in its own process and its own
+copy. This protects the grades from mistakes, not the machine from malice: the students' code runs
+with the grader's permissions.
 """
 
 import json
@@ -28,30 +28,30 @@ from utils.course import catalogue
 from utils.run import files
 
 RESULTS = "results.json"
-LONGEST = 200  # characters of what a test says
+LONGEST = 200  # maximum characters of a test's message
 
 
 class Case(NamedTuple):
     """One run of a test."""
 
     test: str
-    case: str  # what stands in brackets behind its name, or ""
-    said: str  # why it failed, "" where it passed
+    case: str  # the text in brackets after its name, or ""
+    message: str  # why it failed, "" if it passed
 
 
 class Ran(NamedTuple):
-    """What one call of pytest left."""
+    """The outcome of one call of pytest."""
 
     cases: list
-    lost: str  # why there is no report, "" where there is one
+    lost: str  # why there is no report, "" if there is one
 
     def fault(self):
-        """The first thing that went wrong, "" where nothing did."""
-        return self.lost or next((case.said for case in self.cases if case.said), "")
+        """The first error, "" if there was none."""
+        return self.lost or next((case.message for case in self.cases if case.message), "")
 
 
 class Grade(NamedTuple):
-    """A task, the points that it earned, and what failed, a line each."""
+    """A task, its points, and one line per failure."""
 
     task: catalogue.Function
     points: float
@@ -59,12 +59,12 @@ class Grade(NamedTuple):
 
 
 def main(argv=None):
-    """The command -> exit status: 0 for whatever was graded, 2 for a wrong flag, 130 if stopped"""
+    """The command -> exit status: 0 for any grade, 2 for a wrong flag, 130 if stopped"""
     try:
         flags = _flags(argv)
         tasks = handout.chosen(flags, catalogue.functions())
         if not tasks:
-            raise ConfigError(f"--week {flags.week}: has no task to be run, it is marked by hand")
+            raise ConfigError(f"--week {flags.week}: has no automatic tests, it is marked by hand")
         _check(flags.submission)
         flags.results.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -76,7 +76,7 @@ def main(argv=None):
         for one in grade(flags.submission, tasks, flags.limit):
             grades.append(one)
             print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
-            # after each task: whatever ends this process, the others have their points
+            # written after each task, so that an interruption keeps the grades so far
             rest = [Grade(task, 0.0, ["not reached"]) for task in tasks[len(grades):]]
             text = json.dumps(gradescope(grades + rest, time.monotonic() - began), indent=1,
                               ensure_ascii=False)
@@ -92,18 +92,18 @@ def main(argv=None):
 
 
 def _check(folder):
-    """Whether there is a folder; whatever it holds is graded.
+    """Check that the folder exists; its content is graded, whatever it is.
 
     Raises: ConfigError."""
     if folder.is_file():
         raise ConfigError(f"{folder}: expected a folder, found a file")
     if not folder.is_dir():
-        beside = [path.name for path in folder.parent.glob("*") if path.is_dir()]
-        raise ConfigError(f"{folder}: no such folder{nearest(folder.name, beside)}")
+        siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
+        raise ConfigError(f"{folder}: no such folder{nearest(folder.name, siblings)}")
 
 
 def _missing(submission):
-    """Why a folder holds no submitted file, "" where it holds one."""
+    """Why a folder has no submitted file, "" if it has one."""
     file = submission / catalogue.TASKS
     if file.is_symlink():
         return f"{catalogue.TASKS} is a link, expected a file"
@@ -117,18 +117,18 @@ def _missing(submission):
 
 
 def grade(submission, tasks, limit):
-    """Yields the Grade of each task, whose tests may take `limit` seconds."""
-    held, wrong = catalogue.tests(catalogue.functions()), []
+    """Yields the Grade of each task; its tests may take `limit` seconds."""
+    all_tests, wrong = catalogue.tests(catalogue.functions()), []
     with tempfile.TemporaryDirectory() as folder:
         whole, fault = Path(folder) / "whole", _missing(submission)
         handout.copy_project(whole)
         (whole / catalogue.TASKS).unlink()  # the solution
         if not fault:
             shutil.copyfile(submission / catalogue.TASKS, whole / catalogue.TASKS)
-            everything = {test.path for test in held}
+            everything = {test.path for test in all_tests}
             fault = run(whole, ["--collect-only", *sorted(everything)], limit).fault()
         for task in tasks:
-            tests = catalogue.of(task, held)
+            tests = catalogue.of(task, all_tests)
             files = sorted({test.path for test in tests})
             ran = Ran([], fault) if fault else run(whole, ["-m", task.marker, *files], limit)
             found = judged(task, tests, ran, wrong)
@@ -138,7 +138,7 @@ def grade(submission, tasks, limit):
 
 
 def run(whole, arguments, limit):
-    """Run pytest in a copy of a folder, in a process group that is ended after `limit` seconds."""
+    """Run pytest in a copy of a folder, in a process group killed after `limit` seconds."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         room, report = Path(folder) / "room", Path(folder) / "report.xml"
         shutil.copytree(whole, room)
@@ -150,7 +150,7 @@ def run(whole, arguments, limit):
             command, cwd=room, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env=own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1",
-                       "JAX_TRACEBACK_FILTERING": "off"})  # or it adds a note on itself
+                       "JAX_TRACEBACK_FILTERING": "off"})  # else jax adds a note to tracebacks
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -158,19 +158,19 @@ def run(whole, arguments, limit):
         finally:
             _end(process)
         cases = _cases(report)
-        lost = f"ended with status {status} before all tests were over" if cases is None else ""
+        lost = f"exited with status {status} before all tests finished" if cases is None else ""
         return Ran(cases or [], lost)
 
 
 def _end(process):
-    """A process and, where the system knows process groups, all that it has started."""
+    """Kill a process and, where process groups exist, everything it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
     process.wait()
 
 
 def _cases(report):
-    """[Case] of a report in JUnit's format, None where there is none that can be read."""
+    """[Case] of a report in JUnit's format, None if it cannot be read."""
     try:
         found = ElementTree.parse(report).getroot()
     except (OSError, ElementTree.ParseError):
@@ -179,16 +179,17 @@ def _cases(report):
     for one in found.iter("testcase"):
         problem = next((part for part in one if part.tag in ("failure", "error", "skipped")), None)
         name, _, case = one.get("name", "").partition("[")
-        cases.append(Case(name, case.removesuffix("]"), "" if problem is None else _said(problem)))
+        message = "" if problem is None else _message(problem)
+        cases.append(Case(name, case.removesuffix("]"), message))
     return cases
 
 
-def _said(problem):
-    """What went wrong, in one line: the message, or what stopped an import, and where."""
+def _message(problem):
+    """The failure in one line: the message, or the error of an import and its line."""
     text = problem.get("message") or ""
     if text in ("collection failure", "internal error"):
         lines = (problem.text or text).splitlines()
-        text = lines[-1].removeprefix("E ")  # how pytest marks it
+        text = lines[-1].removeprefix("E ")  # pytest's prefix of errors
         if places := re.findall(rf'{re.escape(catalogue.TASKS)}(?:", line |:)(\d+)', problem.text):
             text += f" ({catalogue.TASKS}, line {places[-1]})"
     line = " ".join(text.split()) or "failed"
@@ -196,22 +197,22 @@ def _said(problem):
 
 
 def judged(task, tests, ran, wrong):
-    """The Grade of a task whose tests `ran`; `wrong` are the tasks that have failed before."""
+    """The Grade of a task whose tests `ran`; `wrong` are the tasks that failed before."""
     if ran.lost:
         return Grade(task, 0.0, [ran.lost])
     failed = []
     for test in tests:
         cases = [case for case in ran.cases if case.test == test.name]
-        bad = [case for case in cases if case.said]
+        bad = [case for case in cases if case.message]
         if bad:
             which = f" ({bad[0].case})" if bad[0].case else ""
-            failed.append(f"{test.sentence}{which}: {bad[0].said}")
+            failed.append(f"{test.sentence}{which}: {bad[0].message}")
         elif not cases:
             failed.append(f"{test.sentence}: did not run")
     points = round(task.points * (1 - len(failed) / len(tests)), 2)
     needs = catalogue.below(task, wrong)
     if failed and needs:
-        failed.append(f"builds on what has failed above: {', '.join(needs)}")
+        failed.append(f"uses functions that failed above: {', '.join(needs)}")
     return Grade(task, points, failed)
 
 
@@ -229,7 +230,7 @@ def gradescope(grades, seconds):
 
 
 def _row(name, points, most, failed):
-    """A line of the table, and below it one for each further thing that failed."""
+    """A line of the table, followed by one for each further failure."""
     first, *others = failed or [""]
     lines = [f"{name:24}{points:>6g} of {most:>4}  {first}".rstrip()]
     return "\n".join(lines + [" " * 40 + line for line in others])
@@ -239,15 +240,15 @@ def _flags(argv):
     parser = cli.Parser("python -m utils.grade", description=__doc__.splitlines()[0],
                         allow_abbrev=False)
     parser.add_argument("submission", metavar="DIR", type=Path,
-                        help=f"folder of a submission; all that counts in it is {catalogue.TASKS}")
+                        help=f"folder of a submission; only its {catalogue.TASKS} counts")
     handout.add_flags(parser)
     parser.add_argument("--limit", metavar="SECONDS", type=float, default=60.0,
-                        help="for the tests of one task (default: 60)")
+                        help="time limit for the tests of one task (default: 60)")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path(),
                         help=f"folder of {RESULTS}, for Gradescope (default: the current one)")
     flags = parser.parse_args(argv)
     if not flags.limit > 0:
-        parser.error(f"--limit: expected seconds, more than 0, found {flags.limit:g}")
+        parser.error(f"--limit: expected a number of seconds more than 0, found {flags.limit:g}")
     return flags
 
 

@@ -1,9 +1,9 @@
-"""Writes a student's copy of the project: the solutions of some tasks taken out, and what to do.
+"""Writes a copy of the project for students, without the solutions of some tasks.
 
     python -m utils.handout --week 3 --out DIR
 
-A task is a function of dreamer.py that weeks.yaml names.
-The copy holds the tests that name functions, and neither this tool nor the one that grades.
+A task is a function of dreamer.py that is listed in weeks.yaml. The copy contains the tests with
+markers for functions, but not the tools for teachers.
 """
 
 import json
@@ -21,21 +21,23 @@ FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
          "requirements.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "docs",
          "utils")
 TEACHERS = ("equations.py", "handout.py", "grade.py", "mistakes.py", "course")  # of utils/
-TELLING = "mistakes.md"  # of docs/: it shows the lines that are changed
-# {file: tasks that it goes through again}: its place is taken where one of them is to be written.
+TELLING = ("mistakes.*", "teaching.md")  # of docs/: solutions and pages for teachers
+# {file: tasks that it repeats}: the file is replaced if one of them is to be written.
 RETELLING = {
-    "utils/explain.py": {"world_losses", "advantages", "dream_losses", "replay_critic_loss",
+    "utils/explain.py": {"world_losses", "advantages", "imagination_losses", "replay_critic_loss",
                          "agent_losses"},
     "utils/pictures/rollouts.py": {"observe", "play"},
 }
-LEFT_OUT = '''"""Left out of this copy: it goes through what is to be written in dreamer.py."""
+LEFT_OUT = '''"""Left out of this copy: it repeats functions to be written in dreamer.py."""
 
 import sys
 
-print(f"{__spec__.name}: left out of this copy, it tells what is to be written", file=sys.stderr)
+print(f"{__spec__.name}: left out of this copy, because it contains solutions", file=sys.stderr)
 sys.exit(2)
 '''
-PAGES = ("README.md", "docs/reading.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in (
+    "differences", "environments", "equations", "imagination", "reading", "results", "running",
+    "speed", "speed_trials")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 ASSIGNMENT = "ASSIGNMENT.md"
 
@@ -44,47 +46,47 @@ WEEKS = catalogue.weeks()
 
 
 def main(argv=None):
-    """The command: write the copy -> exit status, 2 where the flags or the folder will not do"""
+    """The command: write the copy -> exit status: 0, or 2 for wrong flags or a wrong folder"""
     try:
         flags = _flags(argv)
         known = catalogue.functions()
         tasks = chosen(flags, known)
-        # of --week the later ones too: a solution told is no task any more
+        # with --week also those of later weeks, so that no solution is revealed
         blank = tasks if flags.week is None else [
             one for one in known.values() if one.week >= flags.week]
         write(_empty(flags.out), tasks, blank, flags.week)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.handout")
     what = (f"{len(tasks)} tasks, {sum(task.points for task in tasks)} points" if tasks
-            else "no function is missing")
-    print(f"written      {flags.out}: {what}; begin with {flags.out / ASSIGNMENT}")
+            else "no function to write")
+    print(f"written      {flags.out}: {what}; start with {flags.out / ASSIGNMENT}")
     return 0
 
 
 def add_flags(parser):
-    """--week and --only, which say what the assignment is; without them it is the whole course."""
+    """Add --week and --only, which select the assignment (default: all)."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--week", metavar="N", type=int, choices=WEEKS,
                        help="the tasks of a week, 1 to 6 (default: of all weeks)")
-    which.add_argument("--only", metavar="NAME,NAME", help="these tasks alone")
+    which.add_argument("--only", metavar="NAME,NAME", help="only these tasks")
 
 
 def chosen(flags, known):
-    """The tasks of an assignment, in the order of the weeks and then of the source.
+    """The tasks of an assignment, by week and then in source order.
 
-    Raises: ConfigError for a name that is no task."""
+    Raises: ConfigError for a name that is not a task."""
     tasks = sorted((one for one in known.values() if one.week), key=lambda task: task.week)
     if flags.only is None:
         return [task for task in tasks if flags.week in (None, task.week)]
     names, only = [task.name for task in tasks], flags.only.replace(" ", "").split(",")
     for name in only:
         if name not in names:
-            raise ConfigError(f"--only: {name!r} is no task{nearest(name, names)}")
+            raise ConfigError(f"--only: {name!r} is not a task{nearest(name, names)}")
     return [task for task in tasks if task.name in only]
 
 
 def _empty(folder):
-    """The path of a folder, checked to be outside of the project and empty, or not there yet.
+    """Check that a folder is outside of the project and empty or new -> its path
 
     Raises: ConfigError."""
     path = folder.resolve()
@@ -93,15 +95,15 @@ def _empty(folder):
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out: {folder}: expected a folder, found a file")
     if path.exists() and any(path.iterdir()):
-        raise ConfigError(f"--out: {folder}: is not empty, and nothing is overwritten")
+        raise ConfigError(f"--out: {folder}: is not empty; nothing is overwritten")
     return path
 
 
 def write(out, tasks, blank, week):
-    """The copy without the solutions of `blank`, and the assignment of `tasks`, all or nothing."""
+    """Write the copy without the solutions of `blank`, with the assignment, atomically."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as beside:
-        copy = Path(beside) / "copy"
+    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
+        copy = Path(temporary) / "copy"
         copy_project(copy)
         for path in {task.path for task in blank}:
             text = (copy / path).read_text(encoding="utf-8")
@@ -122,13 +124,13 @@ def write(out, tasks, blank, week):
 
 
 def copy_project(out):
-    """What students get, solutions included: of the tests, the files that name functions."""
+    """Copy the files for students, with solutions; of the tests, only files with markers."""
     root, known = catalogue.ROOT, catalogue.functions()
-    named = {Path(test.path).name for test in catalogue.tests(known)} | {"conftest.py"}
+    named = {Path(test.path).name for test in catalogue.tests(known)} | {"conftest.py", "pages.py"}
     others = {path.name for path in (root / "tests").glob("*.py")} - named
     out.mkdir()
     for name in FILES:
-        source, ignored = root / name, shutil.ignore_patterns("__pycache__", TELLING, *TEACHERS)
+        source, ignored = root / name, shutil.ignore_patterns("__pycache__", *TELLING, *TEACHERS)
         if source.is_dir():
             shutil.copytree(source, out / name, ignore=ignored)
         else:
@@ -140,52 +142,51 @@ def copy_project(out):
 
 
 def assignment(tasks, copied, week):
-    """The text of ASSIGNMENT.md; `copied` are the functions as they stand in the copy."""
+    """The text of ASSIGNMENT.md; `copied` are the functions of the copy, with their lines."""
     weeks = [week] if week else sorted({task.week for task in tasks})
-    held = catalogue.tests(catalogue.functions())
+    all_tests = catalogue.tests(catalogue.functions())
     parts = ["# Assignment", _how_to(tasks, week)] if tasks else ["# Assignment"]
-    for week in weeks:
-        about = WEEKS[week]
-        parts.append(f"## Week {week}: {about.title}\n\nRead {about.read}.")
+    for number in weeks:
+        about = WEEKS[number]
+        parts.append(f"## Week {number}: {about.title}\n\nRead {about.read}.")
         for task in tasks:
-            if task.week == week:
-                parts.append(_task(task, copied[task.name].line, tasks, held))
+            if task.week == number:
+                parts.append(_task(task, copied[task.name].line, tasks, all_tests))
         parts += [about.more] if about.more else []
     return "\n\n".join(parts) + "\n"
 
 
 def _how_to(tasks, week):
-    """What is to be done with any task, and how to check it."""
+    """The general instructions: how to write and check a task."""
     weeks = sorted({task.week for task in tasks})
     whole = len(tasks) == sum(one.week in weeks for one in catalogue.functions().values())
     marks = " or ".join([f"week{one}" for one in weeks] if whole else
                         [f"({task.marker})" for task in tasks])
     points = sum(task.points for task in tasks)
-    rest = ("Those of the weeks before are written, those of later weeks are not." if week
-            else "All others are written.")
+    rest = ("Functions of earlier weeks are complete, those of later weeks are not." if week
+            else "All other functions are complete.")
     return f"""\
-These functions of `dreamer.py` have no body, only a line `raise NotImplementedError(...)`: put
-their bodies in its place. A task is worth a point for each line of our solution, yours may be
-longer or shorter: {points} points in all. The docstring says what a function gives, in which
-shapes, and where the paper (arXiv 2301.04104v2) has it; the docstring at the top of the file has
-notation, shapes and the time line.
+Write the bodies of these functions in `dreamer.py`: each now has only a line
+`raise NotImplementedError(...)`. A task is worth one point per line of our solution; yours may be
+longer or shorter. There are {points} points in total. The docstring of a function gives its result,
+its shapes and its equation in the paper (arXiv 2301.04104v2). The docstring at the top of the file
+explains notation, shapes and the time line.
 {rest}
 
-README.md and docs/ tell of the whole project, with nothing left to write. Install as README.md
-says. Then
+README.md and docs/ describe the complete project. Install it as described in README.md. Then
 
     python -m pytest -m "{marks}"
 
-runs the tests of this assignment, and each task below has a command of its own. The name of a test
-is the property that it holds. Hand in `dreamer.py`: it is graded by these tests."""
+runs the tests of this assignment; each task below has its own command. The name of a test is the
+property that it checks. Hand in `dreamer.py`: it is graded by these tests."""
 
 
-def _task(task, line, tasks, held):
-    """One function: what it is, where it stands, what it builds on, how it is checked."""
+def _task(task, line, tasks, all_tests):
+    """The text of one task: description, place, prerequisites, tests."""
     number = f"Eq. {task.number}, " if task.number else ""
     needs = [f"`{name}`" for name in catalogue.below(task, tasks)]
-    first = f" Builds on {', '.join(needs)}." if needs else ""
-    sentences = "\n".join(f"* {test.sentence}" for test in catalogue.of(task, held))
+    first = f" Uses {', '.join(needs)}." if needs else ""
+    sentences = "\n".join(f"* {test.sentence}" for test in catalogue.of(task, all_tests))
     return f"""\
 ### `{task.name}`: {number}{task.points} {"point" if task.points == 1 else "points"}
 
@@ -202,7 +203,7 @@ def _flags(argv):
     parser = cli.Parser("python -m utils.handout", description=__doc__.splitlines()[0],
                         allow_abbrev=False)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True,
-                        help="folder of the copy: an empty one, or one that is not there yet")
+                        help="folder of the copy: new or empty")
     add_flags(parser)
     return parser.parse_args(argv)
 

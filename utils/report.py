@@ -1,8 +1,8 @@
-"""Pictures of what an agent has learned and dreams, and a page that holds them.
+"""Figures of what an agent has learned and imagines, and a page with all of them.
 
     python -m utils.report RUN
 
-writes RUN/report/ with PNG and GIF files and report.html. Stands on top of dreamer.py.
+writes RUN/report/ with PNG and GIF files and report.html.
 """
 
 import math
@@ -30,7 +30,7 @@ WORLD_MODEL = ("open-loop", "imagined", "heads", "latents")  # figures that need
 
 
 class Made(NamedTuple):
-    """What a figure consists of: files, and a sentence with what was measured."""
+    """A figure: its files, and a sentence with the measurements."""
 
     pictures: tuple
     found: str = ""
@@ -53,15 +53,15 @@ def main(argv=None):
 
 
 def write(run, names=None):
-    """Make the figures of these names and the page: -> exit status
+    """Make the named figures and the page: -> exit status
 
-    By default these are all figures, or those of the world model where no policy was trained. The
-    status is 2 where there is no agent to ask: then only the learning curves are drawn.
+    The default is all figures, or those of the world model if no policy was trained. The status is
+    2 if there are no weights to load: then only the learning curves are plotted.
 
-    Raises: ValueError, one line, for a folder that holds no run; OSError."""
+    Raises: ValueError, one line, for a folder that contains no run; OSError."""
     run, status, material, why = Path(run), 0, None, ""
     if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run}: holds no run (no config.yaml)")
+        raise ValueError(f"{run}: contains no run (no config.yaml)")
     config = configuration.load(run / "config.yaml", Config)
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
@@ -69,15 +69,15 @@ def write(run, names=None):
         agent = Agent(run)
     except ValueError as error:
         agent, why, status = None, str(error), _complain(error)
-    alone = agent and not config.learning.beta_actor
-    names = names or (WORLD_MODEL if alone else tuple(CAPTIONS))
+    no_policy = agent and not config.learning.beta_actor
+    names = names or (WORLD_MODEL if no_policy else tuple(CAPTIONS))
     if agent and set(names) - {"learning"}:
         material = studies.gather(agent)
     sections = []
     for name in names:
         figure = partial(MAKERS[name], run, folder)
         sections.append(_section(name, figure, config if name == "learning" else material, why))
-    _forget_others(folder, sections)
+    _delete_others(folder, sections)
     title = f"{config.run.env}, seed {config.run.seed}"
     text = page.write(title, _facts(run, config), sections)
     files.replace(folder / PAGE, text.encode())
@@ -86,7 +86,7 @@ def write(run, names=None):
 
 
 def _section(name, make, material, why):
-    """The Section of a figure; one that cannot be made says why, in one line."""
+    """The Section of a figure; if it cannot be made, the reason in one line."""
     section = page.Section(name, list(CAPTIONS).index(name) + 1, CAPTIONS[name])
     if material is None:
         return section._replace(left_out=why)
@@ -98,8 +98,8 @@ def _section(name, make, material, why):
     return section._replace(pictures=made.pictures, found=made.found)
 
 
-def _forget_others(folder, sections):
-    """Delete pictures of an older report that this one does not hold."""
+def _delete_others(folder, sections):
+    """Delete pictures of an older report that this one does not contain."""
     kept = {path.name for section in sections for path in section.pictures}
     for path in [*folder.glob("*.png"), *folder.glob("*.gif")]:
         if path.name not in kept and path.stem in CAPTIONS:
@@ -116,9 +116,9 @@ def _facts(run, config):
     steps = f"{metrics[-1]['step']:,} environment steps so far" if metrics else "nothing logged yet"
     scores = curves.series(metrics, "charts/score_return")[1]
     score = f", score {scores[-1]:.4g}" if scores else ""
-    return (f"{run.resolve().name}: {steps}{score}. Fresh episodes of the kept weights; half of "
-            f"the environments begin each with up to {studies.rollouts.RANDOM_ACTIONS} random "
-            f"actions, so that there are odd states to foresee.")
+    return (f"{run.resolve().name}: {steps}{score}. The figures use fresh episodes of the best "
+            f"weights; in half of the environments each episode starts with up to "
+            f"{studies.rollouts.RANDOM_ACTIONS} random actions, to include unusual states.")
 
 
 def _rows(path):
@@ -133,13 +133,13 @@ def _rows(path):
 def _learning(run, folder, config):
     metrics, scores = _rows(run / METRICS), _rows(run / SCORES)
     if not metrics:
-        raise studies.NothingToShow("nothing was logged yet (metrics.jsonl has no row)")
+        raise studies.NothingToShow("nothing logged yet (metrics.jsonl has no rows)")
     path = folder / "learning.png"
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
                                config=config, solved=SOLVED.get(config.run.env)))
     means = curves.series(metrics, "charts/eval_return")[1]
     return Made((path,), f"{len(scores)} training episodes"
-                + (f"; evaluations from {means[0]:.4g} to {means[-1]:.4g}, at best "
+                + (f"; first evaluation {means[0]:.4g}, last {means[-1]:.4g}, best "
                    f"{max(means):.4g}." if means else "."))
 
 
@@ -151,29 +151,29 @@ def _open_loop(_, folder, material):
         _open_loop_images(env, found, pictures)
     else:
         figures.save(path, partial(figures.vectors, names=observations.entries(env),
-                                   context=found.context, true=found.true, dreams=found.dreams,
+                                   context=found.context, true=found.true, imagined=found.imagined,
                                    curves=found.curves))
-    steps = min(studies.SCORED, len(found.dreams[0]))
-    dream, same, mean = (found.scores[name] for name in ("dream", "no change", "the mean"))
+    steps = min(studies.SCORED, len(found.imagined[0]))
+    error, same, mean = (found.scores[name] for name in ("imagined", "no change", "the mean"))
     return Made(tuple(pictures), (
-        f"{_count(found.context, 'step')} seen, then {len(found.dreams[0])} dreamed, in "
-        f"{_count(found.episodes, 'episode')}. Over the first {steps}, the error is {dream:.3f} of "
-        f"a standard deviation; of \u201cno change\u201d {same:.3f}, of \u201cthe mean\u201d "
-        f"{mean:.3f}."))
+        f"{_count(found.context, 'observed step')}, then {len(found.imagined[0])} imagined, in "
+        f"{_count(found.episodes, 'episode')}. Over the first {steps}, the error is {error:.3f} "
+        f"standard deviations (\u201cno change\u201d {same:.3f}, \u201cthe mean\u201d "
+        f"{mean:.3f})."))
 
 
 def _open_loop_images(env, found, paths):
-    """A figure with strips, and a film of the whole window."""
-    dreamed = np.concatenate([found.true[: found.context], found.dreams[0]])
-    pictures = (observations.coloured(env, found.true), observations.coloured(env, dreamed),
-                observations.differences(found.true, dreamed))
+    """A figure with strips of images, and a film of the whole window."""
+    imagined = np.concatenate([found.true[: found.context], found.imagined[0]])
+    pictures = (observations.coloured(env, found.true), observations.coloured(env, imagined),
+                observations.differences(found.true, imagined))
     figures.save(paths[0], partial(figures.images, context=found.context, pictures=pictures,
                                    curves=found.curves))
-    texts = [f"seen, step {t + 1}" if t < found.context else f"dreamed, step {t + 1}"
-             for t in range(len(dreamed))]
+    texts = [f"observed, step {t + 1}" if t < found.context else f"imagined, step {t + 1}"
+             for t in range(len(imagined))]
     strips = [[observations.enlarged(picture, imagined_film.SIDE) for picture in part]
               for part in pictures]
-    imagined_film.side_by_side(paths[1], ("true", "dreamed", "error"), texts, strips)
+    imagined_film.side_by_side(paths[1], ("true", "imagined", "error"), texts, strips)
 
 
 def _count(number, word):
@@ -184,7 +184,7 @@ def _imagined(_, folder, material):
     panels, path = studies.imagined(material), folder / "imagined.png"
     figures.save(path, partial(figures.imagined, panels=panels))
     curves = next(iter(panels.values()))
-    step = min(studies.SCORED, int(np.isfinite(curves["dream"]).sum()))
+    step = min(studies.SCORED, int(np.isfinite(curves["imagined"]).sum()))
     numbers = ", ".join(f"{name} {values[step - 1]:.2f}" for name, values in curves.items())
     return Made((path,), f"Error of the observation at step {step}: {numbers}.")
 
@@ -192,14 +192,14 @@ def _imagined(_, folder, material):
 def _heads(_, folder, material):
     found, path = studies.heads(material), folder / "heads.png"
     figures.save(path, partial(figures.heads, heads=found))
-    said = [f"{name} {score:.3f}" if math.isfinite(score) else f"{name} none, for it never changes"
-            for name, score in found.scores.items()]
+    parts = [f"{name} {score:.3f}" if math.isfinite(score) else f"{name} undefined (constant)"
+             for name, score in found.scores.items()]
     if "value" in found.pairs:
-        said.append(f"values against returns of which at least {100 * found.received:.0f}% was "
-                    "received and the rest estimated")
-    return Made((path,), f"Correlations with what happened: {', '.join(said)}; "
-                f"{_count(len(found.chances[1]), 'end')} of the world among "
-                f"{len(found.chances[0]) + len(found.chances[1]):,} rows.")
+        parts.append(f"values against returns of which at least {100 * found.received:.0f}% was "
+                     "received and the rest bootstrapped")
+    return Made((path,), f"Correlations with the true values: {', '.join(parts)}; "
+                f"{_count(len(found.probs[1]), 'terminal row')} among "
+                f"{len(found.probs[0]) + len(found.probs[1]):,} rows.")
 
 
 def _latents(_, folder, material):
@@ -207,23 +207,23 @@ def _latents(_, folder, material):
     figures.save(path, partial(figures.latents, planes=found.planes, colours=found.colours,
                                usage=found.usage))
     counts = found.usage[1]
-    return Made((path,), f"The two principal components hold {100 * found.shares.sum():.0f}% of "
-                f"the variance; a latent uses {counts.min():.1f} to {counts.max():.1f} of "
-                f"{found.usage[0].shape[1]} classes.")
+    return Made((path,), "The first two principal components explain "
+                f"{100 * found.shares.sum():.0f}% of the variance; a latent uses "
+                f"{counts.min():.1f} to {counts.max():.1f} of {found.usage[0].shape[1]} classes.")
 
 
-def _dream(_, folder, material):
+def _imagined_episode(_, folder, material):
     found, env, path = studies.episode(material), material.agent.env, folder / "dream.gif"
     frames = [[observations.scene(env, x[min(t, len(x) - 1)]) for t in found.times]
-              for x in (found.real, found.dreamed)]
+              for x in (found.real, found.imagined)]
     imagined_film.episode(path, env.name, frames, found.curves)
-    return Made((path,), f"{len(found.real) - 1} real steps, {len(found.dreamed) - 1} dreamed.")
+    return Made((path,), f"{len(found.real) - 1} real steps, {len(found.imagined) - 1} imagined.")
 
 
 def _robustness(run, folder, material):
     saved = [(one.record["step"], one.arrays) for one in Checkpoints(run).newest_first(_complain)]
     if len(saved) < 2:
-        raise studies.NothingToShow(f"two checkpoints are needed, the run holds {len(saved)}")
+        raise studies.NothingToShow(f"two checkpoints are needed, the run has {len(saved)}")
     steps, panels = [step for step, _ in reversed(saved)], studies.robustness(material, saved[::-1])
     path = folder / "robustness.png"
     figures.save(path, partial(figures.robustness, steps=steps, panels=panels))
@@ -232,7 +232,7 @@ def _robustness(run, folder, material):
     return Made((path,), f"From step {steps[0]:,} to {steps[-1]:,}: {', '.join(changes)}.")
 
 
-MAKERS = dict(zip(CAPTIONS, (_learning, _open_loop, _imagined, _heads, _latents, _dream,
+MAKERS = dict(zip(CAPTIONS, (_learning, _open_loop, _imagined, _heads, _latents, _imagined_episode,
                              _robustness), strict=True))
 
 if __name__ == "__main__":

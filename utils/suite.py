@@ -1,8 +1,8 @@
-"""Trains a list of environments and seeds, one run after the other, and keeps the results.
+"""Trains a list of environments and seeds, one run after the other, and saves the results.
 
     python -m utils.suite --env Catch-bsuite --seeds 3
 
-How runs are made, and each only once: utils/study/runs.py.
+utils/study/runs.py executes the runs and skips finished ones.
 """
 
 import sys
@@ -38,10 +38,10 @@ def main(argv=None):
             gymnax_wrappers.make(env)
         for folder in (flags.results, flags.runs):
             folder.mkdir(parents=True, exist_ok=True)
-        runs.read(flags.results / RESULTS, LEVELS)  # a broken one is told of before anything runs
+        runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.suite")
-    return runs.make(planned, partial(_known, flags), partial(_keep, flags))
+    return runs.make(planned, partial(_is_done, flags), partial(_save, flags))
 
 
 def _run(flags, env, seed):
@@ -49,20 +49,20 @@ def _run(flags, env, seed):
     return runs.Run(runs.resolved(flags.config, env, seed), folder)
 
 
-def _known(flags, run):
+def _is_done(flags, run):
     seeds = read(flags.results).get(run.config.run.env, {"seeds": []})["seeds"]
-    return runs.mark(run.config) in [seed["mark"] for seed in seeds]
+    return runs.fingerprint(run.config) in [seed["mark"] for seed in seeds]
 
 
-def _keep(flags, run, result):
-    """Put a run into the results, in the place of an older one of its seed, and draw them."""
+def _save(flags, run, result):
+    """Add a run to the results, replacing an older one with its seed, and plot them."""
     runs.update(flags.results / RESULTS, partial(_with, flags, run.config, result), partial(
         charts.suite, flags.results / PICTURE,
         references={name: one.score for name, one in REFERENCES.items()}))
 
 
 def _with(flags, config, result, results):
-    """The results with one more, environments in the order of their references."""
+    """The results with one more run, environments in the order of the references."""
     env = config.run.env
     block = (configuration.read(flags.config).get("presets") or {}).get(env, {})
     old = results.get(env)
@@ -74,10 +74,10 @@ def _with(flags, config, result, results):
 
 
 class _Playing(NamedTuple):
-    """Episodes side by side, each until it is over."""
+    """Parallel episodes, each played until it ends."""
 
     state: Any
-    now: Any
+    timestep: Any
     total: jax.Array
     over: jax.Array
     t: jax.Array
@@ -85,18 +85,18 @@ class _Playing(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _random_returns(env, limit, key):
-    """Returns [EPISODES] of actions that are uniform in the classes or within the bounds."""
+    """Returns [EPISODES] of uniformly random actions, over the classes or within the bounds."""
 
     def step(played):
         action_key, step_key = jax.random.split(jax.random.fold_in(key, played.t))
         actions = jax.random.uniform(action_key, (EPISODES, env.action_size), minval=-1.0)
         keys = jax.random.split(step_key, EPISODES)
-        state, now = jax.vmap(env.step)(keys, played.state, actions)
-        total = played.total + jnp.where(played.over, 0.0, now.r)
-        return _Playing(state, now, total, played.over | now.is_last, played.t + 1)
+        state, timestep = jax.vmap(env.step)(keys, played.state, actions)
+        total = played.total + jnp.where(played.over, 0.0, timestep.r)
+        return _Playing(state, timestep, total, played.over | timestep.is_last, played.t + 1)
 
-    state, now = jax.vmap(env.reset)(jax.random.split(key, EPISODES))
-    start = _Playing(state, now, jnp.zeros(EPISODES), jnp.zeros(EPISODES, bool), 0)
+    state, timestep = jax.vmap(env.reset)(jax.random.split(key, EPISODES))
+    start = _Playing(state, timestep, jnp.zeros(EPISODES), jnp.zeros(EPISODES, bool), 0)
     return jax.lax.while_loop(
         lambda played: ~played.over.all() & (played.t < limit), step, start).total
 
@@ -110,7 +110,7 @@ def random_policy(run):
 
 
 def table(results):
-    """The results as markdown, one row an environment."""
+    """The results as markdown, one row per environment."""
     rows = [["environment", "random", "reference", "score", "reached", "last evaluation", "seeds",
              "steps", "updates", "minutes a run"], ["---"] + ["---:"] * 9]
     for name, found in results.items():
@@ -126,10 +126,10 @@ def table(results):
 
 
 def reached(found, reference):
-    """In a word, whether the mean score is the reference or more, to three digits.
+    """Whether the mean score reaches the reference, to three digits: "yes", "no" or "within ±".
 
-    "within ±": with an interval of 95% it is; that over the seeds, or that over the episodes if it
-    is wider, for a few seeds may lie together by chance."""
+    "within ±": the upper end of the 95% interval reaches it. The interval is the wider one of that
+    over seeds and that over episodes, because a few seeds may agree by chance."""
     if reference is None or reference.score is None:
         return "-"
     if found["score"] >= reference.score - 5e-4 * abs(reference.score):
@@ -140,7 +140,7 @@ def reached(found, reference):
 
 
 def _reference(reference):
-    """A reference's score, with the steps it took where that is known."""
+    """A reference's score, with the steps it took if known."""
     if reference is None or reference.score is None:
         return "-"
     steps = f" after {reference.steps / 1e6:g}M" if reference.steps else ""
@@ -148,21 +148,21 @@ def _reference(reference):
 
 
 def read(folder):
-    """{environment: its results} in the results.json of a folder, empty where there is none.
+    """{environment: its results} in the results.json of a folder, empty if there is none.
 
-    Raises: ValueError where it is not JSON."""
+    Raises: ValueError if it is not JSON."""
     return runs.read(Path(folder) / RESULTS)
 
 
 def _number(value):
-    """Three digits behind the point for small numbers, one for large ones."""
+    """Three decimals for small numbers, one for large ones."""
     return f"{value:,.3f}" if abs(value) < 2 else f"{value:,.1f}"
 
 
 def _flags(argv):
     parser = runs.parser("utils.suite", __doc__.splitlines()[0], ("results", "suite"))
     parser.add_argument("--env", metavar="ID", action="append",
-                        help="an environment; may be repeated (default: all of --list-envs)")
+                        help="an environment; repeatable (default: all of --list-envs)")
     return runs.parsed(parser, argv)
 
 

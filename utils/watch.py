@@ -2,8 +2,8 @@
 
     python -m utils.watch RUN --seed 3
 
-writes RUN/episode-<seed>.gif: the environment beside reward, value estimate and action
-probabilities (for continuous actions their means and the actions taken).
+writes RUN/episode-<seed>.gif: the environment next to reward, value estimate and action
+probabilities (for continuous actions: their means and the actions taken).
 """
 
 import signal
@@ -23,7 +23,7 @@ from utils.pictures.drawings import draw
 
 
 class Moment(NamedTuple):
-    """What is shown of one step: reward, value, action probabilities or means, action taken."""
+    """The plotted quantities of one step: reward, value, action probabilities or means, action."""
 
     r: jax.Array
     value: jax.Array
@@ -33,7 +33,7 @@ class Moment(NamedTuple):
 
 
 def main(argv=None):
-    """The command -> exit status: 0, or 2 for a mistake of the user's"""
+    """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = evaluate.parser("utils.watch", __doc__.splitlines()[0]).parse_args(argv)
         watch(evaluate.load(flags), Path(flags.run))
@@ -45,19 +45,19 @@ def main(argv=None):
 
 
 def watch(agent, folder):
-    """Film an episode into episode-<seed>.gif in a folder."""
+    """Play an episode and save it as episode-<seed>.gif in `folder`."""
     run = agent.config.run
     start_key, key = jax.random.split(evaluate.episode_key(agent.config))
-    player = dreamer.start_playing(agent.program, 1, start_key)
-    worlds, moments = [], []
+    actor = dreamer.start_episodes(agent.program, 1, start_key)
+    states, moments = [], []
     while not (moments and moments[-1].is_last) and len(moments) < run.eval_limit:
-        worlds.append(jax.device_get((player.env.inner, player.now.x)))
+        states.append(jax.device_get((actor.env.inner, actor.timestep.x)))
         step_key = jax.random.fold_in(key, len(moments))
-        player, moment = _step(agent.program, agent.params, player, step_key)
+        actor, moment = _step(agent.program, agent.params, actor, step_key)
         moments.append(jax.device_get(moment))
-    shown = [jax.tree.map(lambda leaf: leaf[0], worlds[t]) for t in film.steps(len(moments))]
+    shown = [jax.tree.map(lambda leaf: leaf[0], states[t]) for t in film.steps(len(moments))]
     r, value, policy, a, _ = jax.tree.map(lambda *steps: np.stack(steps), *moments)
-    episode = film.Episode([draw(agent.env, *world) for world in shown], r, value, policy,
+    episode = film.Episode([draw(agent.env, *state) for state in shown], r, value, policy,
                            None if agent.env.discrete else a)
     path = folder / f"episode-{run.seed}.gif"
     film.save(path, f"{agent.env.name}, return {r.sum():.4g}", episode)
@@ -65,16 +65,16 @@ def watch(agent, folder):
 
 
 @partial(jax.jit, static_argnums=0)
-def _step(program, params, player, key):
-    """One step of one environment: -> Player after it, Moment"""
-    networks = dreamer.nnx.merge(program.networks, params)
-    player, row, _ = dreamer.play(program, networks, player, key)
-    s = dreamer.features(player.latent)
+def _step(program, params, actor, key):
+    """One step of one environment: -> ActorState after it, Moment"""
+    networks = dreamer.assemble(program, params)
+    actor, row, _ = dreamer.play(program, networks, actor, key)
+    s = dreamer.features(actor.latent)
     policy = networks.actor(s)
-    shown = jax.nn.softmax(policy.logits) if program.env.discrete else policy.mean
+    policy = jax.nn.softmax(policy.logits) if program.env.discrete else policy.mean
     value = dreamer.twohot_mean(networks.critic(s), dreamer.value_bins(program.config.model.bins))
-    moment = Moment(row.r, value, shown, row.a, row.is_last)
-    return player, jax.tree.map(lambda x: x[0], moment)
+    moment = Moment(row.r, value, policy, row.a, row.is_last)
+    return actor, jax.tree.map(lambda x: x[0], moment)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What dreamer.py stands on: numbers, command line, replay, devices, the user's environments."""
+"""The foundations of dreamer.py: settings, command line, replay, devices, user environments."""

@@ -1,4 +1,4 @@
-"""What jax is told before it compiles anything: its cache on disk, and the type of its products."""
+"""Settings of jax before it compiles anything: cache on disk, precision of matrix products."""
 
 import hashlib
 import os
@@ -9,30 +9,30 @@ import jax
 
 from utils.core.machine import processor
 
-# Both operands of a product rounded to bfloat16, sums in float32, where the device has units for
-# that (GPU, TPU). A CPU computes in float32 all the same. Everything else is float32 anyway.
+# bfloat16: operands of products are rounded to bfloat16 and summed in float32, where the device
+# supports it (GPU, TPU). A CPU computes in float32 regardless. Everything else is float32.
 PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
 
 
 def set_up(config):
-    """Set jax up for runs of `config`; a cache that the user has set for jax is left as it is."""
+    """Configure jax for runs of `config`; a compilation cache that the user has set is kept."""
     jax.config.update("jax_default_matmul_precision", PRODUCTS[config.model.compute_dtype])
     if config.run.compile_cache and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
-        # Small programs too, which jax would not keep: 30 of them take 0.4 s of every start.
+        # Cache small programs too (by default jax does not): 30 of them cost 0.4 s at every start.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def cache_folder():
-    """Where compiled programs are kept: in the user's cache folder, one for each processor
+    """The folder of compiled programs: in the user's cache folder, one per processor model
 
-    (a home folder may be shared by machines that do not run each other's instructions)."""
+    (machines with different instruction sets may share a home folder)."""
     name = hashlib.sha256(processor().encode()).hexdigest()[:8]
     return _users_cache() / "dreamer" / name
 
 
 def _users_cache():
-    """The folder that the system has for such files, by its usual rules."""
+    """The user's cache folder, by the convention of the operating system."""
     if sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
         return Path(os.environ["LOCALAPPDATA"])
     if sys.platform == "darwin":

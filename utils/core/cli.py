@@ -1,4 +1,4 @@
-"""The command line of dreamer.py, and what the other commands share with it."""
+"""The command line of dreamer.py, and the parts that the other commands share."""
 
 import argparse
 import sys
@@ -11,28 +11,28 @@ from utils.core.settings import MAY_CHANGE, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
 WORLD_MODEL = "world_model"  # the preset of --world-model-only
-# Flags of older versions, and the commands that took their place.
+# Flags of older versions, and the commands that replaced them.
 REPLACED = {"--eval": "python -m utils.evaluate RUN", "--watch": "python -m utils.watch RUN",
             "--explain": "python -m utils.explain"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the user asked dreamer.py to do: start a new run, or resume the one in the folder `run`.
+    """A parsed command line: start a new run, or resume the one in the folder `run`.
 
-    `list_envs` asks for the table of environments instead."""
+    With `list_envs`, print the table of environments instead."""
 
     config: Config | None
-    seeds: int = 1  # agents trained side by side
+    seeds: int = 1  # agents trained in parallel
     logdir: str | None = None
     run: str | None = None
     list_envs: bool = False
 
 
 def parse(argv=None):
-    """The Command in a command line.
+    """Parse a command line into a Command.
 
-    `--help` and `--print-config` print and leave with status 0.
+    `--help` and `--print-config` print and exit with status 0.
 
     Raises: ConfigError."""
     parser = _parser()
@@ -57,18 +57,18 @@ def parse(argv=None):
 
 
 def _unknown(flag, parser):
-    """What to say of a flag that is not there; some were replaced by commands."""
+    """The message for an unknown flag; some old flags were replaced by commands."""
     name = flag.partition("=")[0]
     if name in REPLACED:
-        return f"{name}: is a command of its own now: {REPLACED[name]}"
+        return f"{name}: is a separate command now: {REPLACED[name]}"
     names = [name for action in parser._actions for name in action.option_strings]
     return f"{flag}: unknown flag{configuration.nearest(flag, names)}"
 
 
 def _check_resume(flags):
-    """Is --resume the folder of a run, and alone with flags that may change it? ConfigError."""
+    """Check that --resume names a run and that no flag conflicts with it. Raises: ConfigError."""
     if flags.logdir:
-        raise ConfigError("--logdir: --resume stays in the folder of the run")
+        raise ConfigError("--logdir: cannot be used with --resume")
     for name in ("preset", "seeds"):
         if getattr(flags, name):
             raise ConfigError(f"--{name}: cannot be used with --resume")
@@ -76,9 +76,9 @@ def _check_resume(flags):
 
 
 def check_run(folder, where=""):
-    """Does this folder hold a run?
+    """Check that this folder holds a run.
 
-    Raises: ConfigError, which begins with `where`."""
+    Raises: ConfigError, whose message begins with `where`."""
     run = Path(folder)
     if not folder or run.is_file():
         raise ConfigError(f"{where}expected the folder of a run, found {str(folder)!r}")
@@ -87,8 +87,8 @@ def check_run(folder, where=""):
                           + configuration.nearest(run.name, _runs_in(run.parent)))
     if not (run / "config.yaml").is_file():
         inside = ", ".join(_runs_in(run))
-        raise ConfigError(f"{where}{folder}: holds no run (no config.yaml)"
-                          + (f"; those inside it: {inside}" if inside else ""))
+        raise ConfigError(f"{where}{folder}: contains no run (no config.yaml)"
+                          + (f"; runs inside it: {inside}" if inside else ""))
 
 
 def _runs_in(folder):
@@ -96,7 +96,7 @@ def _runs_in(folder):
 
 
 def _config(flags):
-    """The numbers that the flags of dreamer.py ask for, checked against those of a resumed run."""
+    """The Config for the flags of dreamer.py, compared with that of the run to resume."""
     saved = Path(flags.resume) / "config.yaml" if flags.resume else None
     sets = [f"run.{key}={value}" for key, value in (
         ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes)) if value is not None]
@@ -105,16 +105,16 @@ def _config(flags):
     if flags.world_model_only:
         _check_world_model_only(config.learning)
     if saved:
-        configuration.load(saved, Config)  # if it is broken, this says so
+        configuration.load(saved, Config)  # raises if the saved file is broken
         check_unchanged(config, saved.read_text(encoding="utf-8"), flags.resume)
     return config
 
 
 def resolve(flags, path=None, presets=(), sets=()):
-    """The Config that the flags of `add_config_flags` ask for.
+    """The Config for the flags of `add_config_flags`.
 
-    The block of the environment, where the file has one, comes before the presets of the flags;
-    `presets` and `sets` come after them.
+    The environment's own block, if the file has one, is applied before --preset and --set;
+    `presets` and `sets` are applied after them.
 
     Raises: ConfigError."""
     path = path or flags.config or _default_config()
@@ -129,14 +129,14 @@ def resolve(flags, path=None, presets=(), sets=()):
 
 
 def _check_world_model_only(learning):
-    """Is a policy learned all the same? ConfigError."""
+    """Check that actor and critic are not trained. Raises: ConfigError."""
     for key in ("beta_actor", "beta_critic", "beta_replay"):
         if scale := getattr(learning, key):
             raise ConfigError(f"--world-model-only: expected learning.{key} 0, found {scale:g}")
 
 
 def _env_param(text):
-    """--env-param key=value as --set has it."""
+    """--env-param key=value in the form of --set."""
     key, equals, value = text.partition("=")
     if not (key.strip().isidentifier() and equals and value.strip()):
         raise ConfigError(f"--env-param: expected key=value, found {text!r}")
@@ -144,7 +144,7 @@ def _env_param(text):
 
 
 def _seeds(flags, config):
-    """The number of agents that --seeds asks for."""
+    """The number of agents in --seeds, 1 by default."""
     if flags.seeds is None:
         return 1
     most = 2**32 - config.run.seed
@@ -155,17 +155,17 @@ def _seeds(flags, config):
 
 
 def check_unchanged(config, text, run):
-    """Is `config` that of the run, dumped as `text`, but for what may change on --resume?
+    """Check that `config` equals that of the run, dumped as `text`, except for MAY_CHANGE.
 
     Raises: ConfigError naming the keys that differ."""
     changed = [name for name in configuration.differences(config, text) if name not in MAY_CHANGE]
     if changed:
-        raise ConfigError(f"--resume: {run}: was made with another {', '.join(changed)}; "
+        raise ConfigError(f"--resume: {run}: was started with another {', '.join(changed)}; "
                           f"only {', '.join(MAY_CHANGE)} may change")
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in the flags in one line, without the usage in front of it."""
+    """An argument parser that reports a wrong flag in one line, without the usage text."""
 
     def error(self, message):
         """Called by argparse. Raises: ConfigError."""
@@ -179,28 +179,28 @@ def complain(error, program="dreamer.py"):
 
 
 def reason(error, folder=None):
-    """One line for an error; for an OSError its file (or else the folder) and what is wrong."""
+    """One line for an error; for an OSError its file (else the folder) and the reason."""
     if not isinstance(error, OSError):
         return str(error)
     place = error.filename or folder
-    said = (error.strerror or str(error)).lower()
-    return f"{place}: {said}" if place else said
+    message = (error.strerror or str(error)).lower()
+    return f"{place}: {message}" if place else message
 
 
 def add_config_flags(parser):
-    """The flags from which `resolve` makes a Config."""
+    """Add the flags that `resolve` reads."""
     parser.add_argument("--config", metavar="FILE",
                         help="YAML file with every number (default: dreamer.yaml)")
     parser.add_argument("--env", metavar="ID", help="Gymnax environment, or your own "
                         "package.module:factory (run.env)")
     parser.add_argument("--env-param", metavar="KEY=VALUE", action="append", default=[],
-                        help="change a parameter of the environment (run.env_params); may repeat")
+                        help="change a parameter of the environment (run.env_params); repeatable")
     parser.add_argument("--seed", metavar="N", help="seed of all randomness (run.seed)")
     parser.add_argument("--steps", metavar="N", help="environment steps (run.steps)")
     parser.add_argument("--preset", metavar="NAME", action="append", default=[],
-                        help="overlay a named block of the file; may be repeated, the last wins")
+                        help="overlay a named block of the file; repeatable, the last one wins")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[],
-                        help="change one number; may be repeated, wins over presets")
+                        help="change one number; repeatable, overrides presets")
 
 
 def _parser():
@@ -210,25 +210,25 @@ def _parser():
     parser.add_argument("--list-envs", action="store_true",
                         help="print the environments of Gymnax and their reference scores")
     parser.add_argument("--seeds", metavar="N",
-                        help="train N agents side by side, from run.seed on (default: 1)")
+                        help="train N agents in parallel, with seeds from run.seed on (default: 1)")
     parser.add_argument("--logdir", metavar="DIR",
                         help="folder of the run (default: runs/<env>-<seed>-<time>)")
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
     parser.add_argument("--save-replay", metavar="BOOL", choices=("true", "false"),
                         help="false: small checkpoints, without the replay (run.save_replay)")
     parser.add_argument("--episodes", metavar="N",
-                        help="episodes of an evaluation (run.eval_episodes)")
+                        help="episodes per evaluation (run.eval_episodes)")
     parser.add_argument("--world-model-only", action="store_true",
                         help="train the world model alone, without actor and critic")
     parser.add_argument("--print-config", action="store_true",
-                        help="print the resolved configuration and leave")
+                        help="print the resolved configuration and exit")
     parser.add_argument("-h", "--help", action="store_true",
-                        help="print this, with every hyperparameter, and leave")
+                        help="print this, with every hyperparameter, and exit")
     return parser
 
 
 def _default_config():
-    """dreamer.yaml of the current folder, else the one beside dreamer.py."""
+    """dreamer.yaml in the current folder, else the one next to dreamer.py."""
     return "dreamer.yaml" if Path("dreamer.yaml").exists() else DEFAULT_CONFIG
 
 

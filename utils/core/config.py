@@ -1,8 +1,8 @@
-"""One YAML file and command-line overrides into a tree of typed, frozen dataclasses.
+"""Loads a YAML file and command-line overrides into a tree of typed, frozen dataclasses.
 
-Knows nothing of the agent: the caller's schema is a dataclass of dataclasses, one per section of
-the file, with every field declared by `setting`. Each error is one line that says where, what was
-expected, what was found and the nearest real name.
+Independent of the agent: the caller's schema is a dataclass of dataclasses, one per section of the
+file, with every field declared by `setting`. Each error is one line with the place, the expected
+value, the value found and the most similar valid name.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import yaml
 
 
 class ConfigError(ValueError):
-    """A mistake of the user's; its text is one clear line."""
+    """A mistake of the user; its text is one clear line."""
 
 
 def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
@@ -25,7 +25,7 @@ def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
 
 
 def load(path, schema, presets=(), sets=()):
-    """The file's defaults, overlaid by named presets in order, then by "section.key=value" strings.
+    """Load the file's defaults, then apply presets in order, then "section.key=value" strings.
 
     Raises: ConfigError."""
     tree = read(path)
@@ -50,16 +50,16 @@ def load(path, schema, presets=(), sets=()):
 
 
 def presets(path):
-    """The names of the blocks in a YAML file that overlay its numbers.
+    """The names of the presets in a YAML file.
 
     Raises: ConfigError."""
     return list(_mapping(read(path).get("presets"), f"{path}: presets"))
 
 
 def read(path):
-    """The mapping in a YAML file, by the safe loader.
+    """Read the mapping in a YAML file with the safe loader.
 
-    Raises: ConfigError for a file that is missing, unreadable, empty, broken or no mapping."""
+    Raises: ConfigError for a file that is missing, unreadable, empty, broken or not a mapping."""
     try:
         with open(path, encoding="utf-8") as file:
             tree = yaml.load(file, Loader=_UniqueKeys)
@@ -89,10 +89,10 @@ def dump(config):
 
 
 def differences(config, text):
-    """["section.key", ...] in which a configuration differs from one that was dumped as `text`."""
-    now, then = yaml.safe_load(dump(config)), yaml.safe_load(text)
-    return [f"{section}.{key}" for section, keys in now.items() for key in keys
-            if then.get(section, {}).get(key) != keys[key]]
+    """["section.key", ...] where a configuration differs from one dumped as `text`."""
+    new, old = yaml.safe_load(dump(config)), yaml.safe_load(text)
+    return [f"{section}.{key}" for section, keys in new.items() for key in keys
+            if old.get(section, {}).get(key) != keys[key]]
 
 
 def rows(config):
@@ -104,12 +104,12 @@ def rows(config):
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice is an error, and every error its own."""
+    """PyYAML's safe loader, which also refuses duplicate keys and raises only YAML errors."""
 
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # a day that no calendar has: 2020-13-45
+        except ValueError as error:  # an invalid date such as 2020-13-45
             raise yaml.constructor.ConstructorError(
                 None, None, str(error), node.start_mark) from None
 
@@ -118,7 +118,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -136,7 +136,7 @@ def _listing(folder):
 
 
 def nearest(name, known):
-    """What to say after an unknown name: the known one most like it, else all of them."""
+    """A hint after an unknown name: the most similar known name, else all of them."""
     near = difflib.get_close_matches(str(name), [str(k) for k in known], 1, 0.4)
     if near:
         return f"; did you mean {near[0]!r}?"
@@ -144,14 +144,14 @@ def nearest(name, known):
 
 
 def _mapping(value, where):
-    """`value`, checked to be a mapping; a name with nothing behind it is an empty one."""
+    """Check that `value` is a mapping; a name without a value is an empty one."""
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a mapping, found {_show(value)}")
     return value or {}
 
 
 def _overlay(values, newer):
-    """Newer values in place of older ones; a mapping keeps its names that are not in the newer."""
+    """Overwrite values in place; mappings are merged."""
     for section, keys in newer.items():
         for key, value in keys.items():
             old = values[section].get(key)
@@ -160,7 +160,7 @@ def _overlay(values, newer):
 
 
 def _sections(tree, schema, where, complete=False):
-    """Check and convert {section: {key: value}}; `complete` demands every section and key."""
+    """Check and convert {section: {key: value}}; `complete` requires every section and key."""
     tree, types = _mapping(tree, where), typing.get_type_hints(schema)
     for section in tree:
         if section not in types:
@@ -205,37 +205,37 @@ def _parse_set(text, schema):
 
 
 def _value(value, kind, bounds, where):
-    """`value` as `kind`: floats from `3e-4` (text to PyYAML), ints from whole floats, in bounds."""
+    """Convert `value` to `kind` and check its bounds; `3e-4` (text to PyYAML) becomes a float."""
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list) or not value:
             raise ConfigError(f"{where}: expected a list of whole numbers, found {_show(value)}")
         return tuple(_value(item, int, {"low": 1}, where) for item in value)
     if kind is dict:
         return _entries(value, where)
-    found, value = value, _coerce(value, kind)
-    if value is None or not _within(value, bounds):
-        raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {_show(found)}")
-    return value
+    converted = _coerce(value, kind)
+    if converted is None or not _within(converted, bounds):
+        raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {_show(value)}")
+    return converted
 
 
 def _entries(value, where):
-    """A mapping of names to plain values, or to lists of them."""
+    """Check a mapping of names to plain values, or to lists of them."""
     for name, entry in _mapping(value, where).items():
         if not isinstance(name, str) or not isinstance(entry, (bool, int, float, str, list)):
-            raise ConfigError(f"{where}: expected names with numbers, truths or lists, "
+            raise ConfigError(f"{where}: expected names with numbers, booleans or lists, "
                               f"found {name}: {_show(entry)}")
     return dict(value or {})
 
 
 def _coerce(value, kind):
-    """The value as int, float or str; None where it is nothing of the kind."""
+    """The value as `kind`; None where it cannot be converted."""
     if kind in (str, bool):
         return value if isinstance(value, kind) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):  # no number, or a whole one beyond all floats
+    except (ValueError, OverflowError):  # not a number, or an integer beyond the range of floats
         return None
     if not math.isfinite(number):
         return None

@@ -1,4 +1,4 @@
-"""Modules that another package imports at its top and that this program seldom uses."""
+"""Lazy import of modules that another package imports at its top and that are seldom used."""
 
 import importlib
 import sys
@@ -6,10 +6,10 @@ import types
 
 
 class _Later(types.ModuleType):
-    """Stands in for a module until something of it is used; then it is imported."""
+    """A placeholder for a module, which is imported when an attribute of it is used."""
 
     def __getattr__(self, name):
-        if name.startswith("__"):  # only asked what it is, by tools that look at all modules
+        if name.startswith("__"):  # tools that inspect all modules must not trigger the import
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
@@ -19,8 +19,8 @@ class _Later(types.ModuleType):
 
 
 def import_when_used(*names):
-    """Make `import name` cost nothing until something of the module is used.
+    """Defer `import name` until an attribute of the module is used.
 
-    Does nothing for a module that is imported already."""
+    Modules that are already imported are left alone."""
     for name in names:
         sys.modules.setdefault(name, _Later(name))

@@ -1,4 +1,4 @@
-"""What measured figures depend on beside the program."""
+"""The machine, versions and date that measured figures depend on."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def machine():
-    """Date, processor and versions, of the project too."""
+    """Date, processor and versions, including the commit of this project."""
     return {
         "date": datetime.date.today().isoformat(),
         "machine": {"cpus": _cores(), "model": processor()},
@@ -22,19 +22,19 @@ def machine():
 
 
 def _cores():
-    """Those that this process may use, where the system tells."""
+    """The number of cores that this process may use, where the system reports it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor():
-    """The name of the processor's model, "unknown" where the system does not tell."""
+    """The processor model, "unknown" where the system does not report it."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     return (re.findall(r"model name\s*: (.+)", text) or [platform.processor() or "unknown"])[0]
 
 
 def _commit():
-    """The commit that is checked out, "unknown" outside a repository."""
+    """The current commit, "unknown" outside a repository."""
     try:
         found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
                                capture_output=True, check=True)

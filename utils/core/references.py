@@ -1,12 +1,12 @@
-"""The environments of Gymnax that a run can learn, and the returns to hold an agent against."""
+"""The environments of Gymnax that an agent can learn, and reference returns to compare with."""
 
 from typing import NamedTuple
 
 
 class Reference(NamedTuple):
-    """A return that is known for an environment, None where nobody published one, and whose.
+    """A reference return of an environment (None if none is published) and its source.
 
-    `steps` is after how many environment steps, None where that does not matter or is not known."""
+    `steps` are the environment steps it took, None if irrelevant or unknown."""
 
     score: float | None
     source: str
@@ -18,8 +18,8 @@ TUNED = "gymnax's table (PPO or ES)"
 EVOLVED = "gymnax's table (ES)"
 BEST = "the best possible"
 
-# In the order of Gymnax's registry. Sources: Gym's registry; the table of trained agents that comes
-# with gymnax; the rewards of the environments themselves.
+# In the order of Gymnax's registry. Sources: Gym's registry, the table of trained agents in gymnax,
+# and the rewards of the environments themselves.
 REFERENCES = {
     "CartPole-v1": Reference(500.0, f"{BEST}; Gym: 475"),
     "Pendulum-v1": Reference(-138.6, f"{BEST} on average; {TUNED}: -130"),

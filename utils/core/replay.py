@@ -1,8 +1,8 @@
 """A replay buffer on the device: one ring of rows per environment, sampled in sequences.
 
 The buffer is a pytree of arrays [E, C, ...] (E environments, C rows each), written, read and
-refreshed inside compiled loops. Inside a loop XLA updates it in place: no copy of it is ever made
-(tests/test_replay.py holds the compiled program's temporary memory against this).
+refreshed inside compiled loops. XLA updates it in place and never copies it (tests/test_replay.py
+checks this by the temporary memory of the compiled program).
 """
 
 from typing import Any, NamedTuple
@@ -20,14 +20,14 @@ class Replay(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Where sampled rows stand: ring [B, 1] and place in the ring [B, L]."""
+    """The positions of sampled rows: ring [B, 1] and place in the ring [B, L]."""
 
     ring: jax.Array
     place: jax.Array
 
 
 def create(row, envs, capacity):
-    """An empty buffer of `capacity` rows in all, for rows like `row` (a pytree of one row each)."""
+    """An empty buffer of `capacity` rows in total, for rows like `row` (a pytree of one row)."""
     shape = (envs, capacity // envs)
     rows = jax.tree.map(lambda leaf: jnp.zeros(shape + leaf.shape, leaf.dtype), row)
     return Replay(rows, jnp.zeros((), jnp.int32))
@@ -39,16 +39,16 @@ def ring_size(replay):
 
 
 def write(replay, row):
-    """Append one row [E, ...] to every ring, over the oldest where a ring is full."""
+    """Append one row [E, ...] to every ring; a full ring overwrites its oldest row."""
     place = replay.written % ring_size(replay)
     rows = jax.tree.map(lambda all_, new: all_.at[:, place].set(new), replay.rows, row)
     return Replay(rows, replay.written + 1)
 
 
 def sample(replay, key, batch, length):
-    """Draw `batch` sequences of `length` successive rows, uniform over rings and starts.
+    """Sample `batch` sequences of `length` consecutive rows, uniform over rings and starts.
 
-    A sequence may cross episodes but never the place where the newest row meets the oldest.
+    A sequence may span episodes but never wraps from the newest row to the oldest.
     At least `length` rows must have been written to each ring.
 
     Shapes: rows [B, L, ...], Index."""
@@ -63,7 +63,7 @@ def sample(replay, key, batch, length):
 
 
 def refresh(replay, index, columns):
-    """Write newer values of some columns back to where sampled rows stand.
+    """Write new values of some columns back to the positions of sampled rows.
 
     Shapes: `columns` maps a field's name to [B, L, ...]; `index` as `sample` returned it."""
     stored = {
@@ -74,10 +74,10 @@ def refresh(replay, index, columns):
 
 
 def restore(empty, rows, written):
-    """A buffer like `empty`, a Replay, that holds the last rows of `written`, and zeros elsewhere.
+    """A Replay like `empty` with saved rows, the last ones of `written`, and zeros elsewhere.
 
     Shapes: rows maps a field's name to [E, n, ...], oldest first, n = min(written, C).
-    Raises: ValueError naming the first column that is missing, too many or of another shape."""
+    Raises: ValueError naming the first column that is missing, unexpected or of another shape."""
     size, columns = ring_size(empty), empty.rows._asdict()
     living = min(written, size)
     if rows.keys() != columns.keys():

@@ -1,6 +1,6 @@
-"""The schema of dreamer.yaml: what each hyperparameter means and which values are possible.
+"""The schema of dreamer.yaml: the meaning and the valid values of each hyperparameter.
 
-The numbers are in dreamer.yaml and nowhere else; a test holds its comments against these meanings.
+The numbers are in dreamer.yaml alone; a test compares its comments with these meanings.
 """
 
 import math
@@ -9,31 +9,31 @@ from fractions import Fraction
 
 from utils.core.config import setting
 
-# What may change when a run is resumed.
+# Keys that may change when a run is resumed.
 MAY_CHANGE = ("run.steps", "run.save_every", "run.save_replay", "run.compile_cache",
               "log.tensorboard", "log.wandb")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is run, for how long, and how often it is looked at."""
+    """What to run, for how long, and how often to evaluate and save."""
 
     env: str = setting("Gymnax environment id, or your own package.module:factory")
-    env_params: dict = setting("parameters of the environment that are other than its own")
-    observation: str = setting("how x is read", choices=("auto", "vector", "image"))
+    env_params: dict = setting("environment parameters to change from their defaults")
+    observation: str = setting("how to read the observation x", choices=("auto", "vector", "image"))
     seed: int = setting("seed of all randomness", low=0, below=2**32)
     steps: int = setting("environment steps of the whole run (rows, reset rows included)", low=1)
-    envs: int = setting("E: environments stepped side by side", low=1)
-    devices: int = setting("devices that share environments and batches, at most", low=1)
+    envs: int = setting("E: environments stepped in parallel", low=1)
+    devices: int = setting("maximum number of devices to share environments and batches", low=1)
     prefill: int = setting("environment steps before the first update", low=1)
     train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4)
-    chunk: int = setting("most environment steps per compiled call and line of metrics", low=1)
+    chunk: int = setting("maximum environment steps per compiled call and line of metrics", low=1)
     eval_every: int = setting("environment steps between evaluations", low=1)
-    eval_episodes: int = setting("fresh episodes per evaluation, side by side", low=1)
-    eval_limit: int = setting("steps after which an evaluation episode is cut", low=1)
+    eval_episodes: int = setting("fresh episodes per evaluation, in parallel", low=1)
+    eval_limit: int = setting("steps after which an evaluation episode is cut off", low=1)
     save_every: int = setting("environment steps between checkpoints", low=1)
-    save_replay: bool = setting("whether a checkpoint holds the replay: large, but resumes exactly")
-    compile_cache: bool = setting("whether compiled programs are kept on disk for the next start")
+    save_replay: bool = setting("save the replay in checkpoints: large, but resumes exactly")
+    compile_cache: bool = setting("cache compiled programs on disk for the next start")
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,19 @@ class Model:
     actor_layers: int = setting("hidden layers of the actor", low=1)
     critic_layers: int = setting("hidden layers of the critic", low=1)
     bins: int = setting("V: bins of the two-hot heads, odd", low=3)
-    unimix: float = setting("share of the uniform in prior and posterior", low=0, high=1)
+    unimix: float = setting("share of the uniform distribution in prior and posterior",
+                            low=0, high=1)
     norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
     actor_scale: float = setting("scale of the actor's initial output weights", low=0)
-    min_std: float = setting("least standard deviation of continuous actions", above=0)
+    min_std: float = setting("smallest standard deviation of continuous actions", above=0)
     max_std: float = setting("largest standard deviation of continuous actions", above=0)
     std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
-    compute_dtype: str = setting("type of what matrix products multiply",
+    compute_dtype: str = setting("type of the operands of matrix products",
                                  choices=("float32", "bfloat16"))
 
     @property
     def z_size(self):
-        """S·K, the width of z laid flat."""
+        """S·K, the width of the flattened z."""
         return self.latents * self.classes
 
     @property
@@ -81,7 +82,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Replay:
-    """What is stored and drawn."""
+    """What is stored and sampled."""
 
     capacity: int = setting("rows stored, over all environments", low=1)
     batch: int = setting("B: sequences per update", low=1)
@@ -96,17 +97,17 @@ class Learning:
     beta_dyn: float = setting("β_dyn: scale of the dynamics loss", low=0)
     beta_rep: float = setting("β_rep: scale of the representation loss", low=0)
     beta_actor: float = setting("scale of the actor loss", low=0)
-    beta_critic: float = setting("β_val: scale of the critic loss on dreams", low=0)
+    beta_critic: float = setting("β_val: scale of the critic loss on imagined rollouts", low=0)
     beta_replay: float = setting("β_repval: scale of the critic loss on replayed rows", low=0)
-    free_bits: float = setting("nats below which the KL is not pushed", low=0)
-    imagination: int = setting("H: steps of a dream", low=1)
+    free_bits: float = setting("KL below which the KL losses have no gradient, nats", low=0)
+    imagination: int = setting("H: imagined steps of a rollout", low=1)
     horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
     lambda_: float = setting("λ of the λ-return", low=0, high=1)
     eta: float = setting("η: scale of the actor's entropy bonus", low=0)
-    slow_rate: float = setting("share of the slow critic renewed per update", low=0, high=1)
+    slow_rate: float = setting("share of the slow critic replaced per update", low=0, high=1)
     slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
-    return_rate: float = setting("share of the return range renewed per update", low=0, high=1)
-    return_limit: float = setting("L: least divisor of the advantages", above=0)
+    return_rate: float = setting("share of the return range replaced per update", low=0, high=1)
+    return_limit: float = setting("L: smallest divisor of the advantages", above=0)
     return_low: float = setting("lower percentile of the return range", low=0, high=100)
     return_high: float = setting("upper percentile of the return range", low=0, high=100)
 
@@ -116,20 +117,21 @@ class Optimizer:
     """AGC and LaProp."""
 
     lr: float = setting("peak learning rate", above=0)
-    warmup: int = setting("updates until the learning rate has risen to lr", low=0)
-    lr_final: float = setting("share of lr that is left at the end of the run", low=0, high=1)
-    agc: float = setting("gradient norm allowed, as a share of the weight norm", above=0)
-    agc_floor: float = setting("least weight norm that AGC reckons with", above=0)
+    warmup: int = setting("updates over which the learning rate rises to lr", low=0)
+    lr_final: float = setting("learning rate at the end of the run, as a share of lr",
+                              low=0, high=1)
+    agc: float = setting("largest gradient norm, as a share of the weight norm", above=0)
+    agc_floor: float = setting("smallest weight norm that AGC assumes", above=0)
     rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
     momentum: float = setting("decay of the momentum", low=0, below=1)
-    eps: float = setting("ε beside the root mean square", above=0)
+    eps: float = setting("ε added to the root mean square", above=0)
 
 
 @dataclass(frozen=True)
 class Log:
     """Where metrics go besides metrics.jsonl."""
 
-    tensorboard: bool = setting("whether to write event files too (needs tensorboardX)")
+    tensorboard: bool = setting("also write event files (needs tensorboardX)")
     wandb: str = setting("project at Weights & Biases, empty for none (needs wandb)")
 
 
@@ -145,7 +147,7 @@ class Config:
     log: Log
 
     def __post_init__(self):
-        """Checks that take two numbers to make; the rest is checked field by field."""
+        """Checks that involve two numbers; the bounds of single fields are checked in config.py."""
         run, model, replay = self.run, self.model, self.replay
         rows = replay.length + 1
         checks = (
@@ -179,8 +181,8 @@ class Config:
 def updates_per_steps(config):
     """(U, k): the smallest whole numbers with U updates per k steps of all environments
 
-    Train ratio = replayed rows per environment step = U · B · T / (k · E). Instead of (1, 1) it is
-    (2, 2): XLA takes both loops of one step apart, and then copies columns of the replay."""
+    Train ratio = replayed rows per environment step = U · B · T / (k · E). (1, 1) becomes (2, 2):
+    XLA would unroll two loops of one step each, and then copy columns of the replay."""
     rows = config.replay.batch * config.replay.length
     ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
     times = 2 if ratio == 1 else 1
@@ -193,7 +195,7 @@ def reseeded(config, seed):
 
 
 def rounds_per_chunk(config):
-    """Rounds of (U, k) in one compiled chunk: all chunks have one size, so that one is compiled."""
+    """Rounds of (U, k) per chunk: all chunks have the same size, so only one is compiled."""
     steps, (_, k) = config.run.steps - config.run.prefill, updates_per_steps(config)
     chunks = max(1, math.ceil(steps / config.run.chunk))
     return max(1, math.ceil(steps / (chunks * k * config.run.envs)))

@@ -1,7 +1,7 @@
-"""Code that users bring along: found by name, called so that its errors become one line.
+"""The user's own environments: imported by name, and checked at every call.
 
-Knows nothing of environments but that they have methods; what these return is looked at by
-gymnax_wrappers.py.
+gymnax_wrappers.py gets a `CheckedEnv` and calls no other user code. Every error in such an
+environment becomes a GuestError of one line.
 """
 
 import dataclasses
@@ -11,21 +11,29 @@ import inspect
 import sys
 import traceback
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from utils.core.config import nearest
 
+# The methods that are called, and their arguments. If the environment's own class has `reset_env`
+# and `step_env`, which never auto-reset, these are called instead of `reset` and `step` (a wrapper
+# that only forwards them would be bypassed).
+RESET, STEP = ("key", "params"), ("key", "state", "action", "params")
+SPACES = {"action_space": ("params",), "observation_space": ("params",)}
+
 
 class GuestError(ValueError):
-    """A mistake in the user's code or in its name; its text is one clear line."""
+    """An error in the user's code or in its name; its text is one clear line."""
 
 
 class Guest:
-    """A block in which only the user's code runs: what it raises becomes a GuestError.
+    """A context for calls of the user's code: its exceptions become a GuestError.
 
-    The error says which, of what kind, and where."""
+    The message names the environment, the exception and its place."""
 
     def __init__(self, name):
         self.name = name
@@ -36,12 +44,94 @@ class Guest:
     def __exit__(self, kind, error, trace):
         if kind is None or issubclass(kind, GuestError) or not issubclass(kind, Exception):
             return False
-        said = " ".join(str(error).split("\n\n")[0].split()) or "no message"
-        raise GuestError(f"{self.name}: {kind.__name__}{_place(error, trace)}: {said}") from None
+        message = " ".join(str(error).split("\n\n")[0].split()) or "no message"
+        raise GuestError(f"{self.name}: {kind.__name__}{_place(error, trace)}: {message}") from None
+
+
+class Outcome(NamedTuple):
+    """What a step of an environment returns."""
+
+    x: Any  # raw observation
+    inner: Any  # its state
+    r: jax.Array  # [] reward, float32
+    ended: jax.Array  # [] the world ended
+    cut: jax.Array  # [] a time limit ended the episode
+
+
+class CheckedEnv:
+    """An environment with Gymnax's interface and its parameters; what it returns is checked.
+
+    `raw` has shape and dtype of its observation: the declared space may be wrong.
+
+    Raises: GuestError, here and in `reset` and `step`."""
+
+    def __init__(self, name, env, params):
+        self.name, self.env, self.params = name, env, params
+        own = hasattr(type(env), "reset_env") and hasattr(type(env), "step_env")
+        used = {"reset_env": RESET, "step_env": STEP} if own else {"reset": RESET, "step": STEP}
+        self._reset, self._step, action_space, observation_space = _methods(
+            name, env, used | SPACES)
+        self.action_space = call(name, action_space, params)
+        self.observation_space = call(name, observation_space, params)
+        with Guest(f"run.env: {name}"):  # the state may be no pytree of arrays
+            self.raw, _ = jax.eval_shape(self.reset, jax.random.key(0))
+        if not isinstance(self.raw, jax.ShapeDtypeStruct):
+            raise GuestError(f"run.env: {name} has observations of type "
+                             f"{type(self.raw).__name__}, expected one array")
+
+    def reset(self, key):
+        """Start an episode -> raw observation, state"""
+        found = call(self.name, self._reset, key, self.params)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise self._wrong("reset", found, "2: observation, state")
+        return found
+
+    def step(self, key, inner, action):
+        """Make a step -> Outcome
+
+        A `step` that auto-resets returns the episode's last observation in its info."""
+        found = call(self.name, self._step, key, inner, action, self.params)
+        fits = isinstance(found, tuple) and len(found) in (5, 6) and isinstance(found[-1], dict)
+        if not fits:
+            raise self._wrong("step", found, "5 or 6: observation, state, reward, "
+                              "terminated, (truncated,) info, the last a dict")
+        x, after, r, ended, *cut, info = found
+        if not cut and hasattr(self.env, "is_truncated"):
+            cut = [call(self.name, self.env.is_truncated, after, self.params)]
+        x = info.get("final_observation", x)
+        self._same_shapes("observation", self.raw, x)
+        self._same_shapes("state", inner, after)
+        r = self._scalar("reward", r, jnp.float32)
+        ended = self._scalar("terminated", ended, bool)
+        return Outcome(x, after, r, ended, self._scalar("truncated", *(cut or [False]), bool))
+
+    def _wrong(self, what, found, expected):
+        count = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
+        return GuestError(f"run.env: {self.name}: {what} returns {count}, expected {expected}")
+
+    def _same_shapes(self, what, before, after):
+        """Check that two trees agree in structure, shapes and types. Raises: GuestError."""
+        old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (before, after))
+        if [path for path, _ in old] != [path for path, _ in new]:
+            raise GuestError(f"run.env: {self.name} changes the structure of its {what} between "
+                             "reset and step")
+        for (path, one), (_, other) in zip(old, new):
+            if _kind(one) != _kind(other):
+                place = f"{what}{jax.tree_util.keystr(path)}"
+                raise GuestError(f"run.env: {self.name} gives its {place} as {_kind(one)} at reset "
+                                 f"and as {_kind(other)} after a step")
+
+    def _scalar(self, what, value, kind):
+        """A reward or a flag as an array [] of the dtype `kind`; GuestError if not one number."""
+        array = call(self.name, jax.numpy.asarray, value, kind)
+        if array.size != 1:
+            raise GuestError(f"run.env: {self.name}: {what} has shape {list(array.shape)}, "
+                             "expected one number")
+        return array.reshape(())
 
 
 def call(name, function, *arguments):
-    """function(*arguments), which is code of the environment `name`.
+    """Call function(*arguments), which belongs to the environment `name`.
 
     Raises: GuestError."""
     with Guest(f"run.env: {name}"):
@@ -49,11 +139,11 @@ def call(name, function, *arguments):
 
 
 def find(name, known=()):
-    """What "package.module:member" names, from the current folder or wherever Python looks.
+    """Import "package.module:member", from the current folder or Python's search path.
 
-    None where the module has no such member, but `known` names it: what importing may register.
+    None where the module has no such member, but `known` does: importing may have registered it.
 
-    Raises: GuestError for a module that is not there or fails, or that has no such member."""
+    Raises: GuestError for a module that is missing or fails, or that has no such member."""
     module, _, member = name.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not member:
         raise GuestError(f"run.env: expected package.module:factory, found {name!r}")
@@ -74,33 +164,33 @@ def find(name, known=()):
     raise GuestError(f"run.env: {name}: {module} has no {member!r}{nearest(member, named)}")
 
 
-def methods(name, thing, wanted):
-    """The methods of an object: {name: what it is called with} -> list, in that order
+def _methods(name, thing, wanted):
+    """Look up methods of an object: `wanted` {name: its arguments} -> list, in that order
 
-    Raises: GuestError naming what it lacks, or the method that takes other arguments."""
-    lacking = [one for one in wanted if not callable(getattr(thing, one, None))]
-    if lacking:
+    Raises: GuestError naming the missing methods, or the one with another signature."""
+    missing = [one for one in wanted if not callable(getattr(thing, one, None))]
+    if missing:
         raise GuestError(f"run.env: {name} gives an object of type {type(thing).__name__} without "
-                         f"{', '.join(lacking)}: it has not the interface of Gymnax")
+                         f"{', '.join(missing)}: it does not have the interface of Gymnax")
     for one, arguments in wanted.items():
         _takes(name, getattr(thing, one), arguments)
     return [getattr(thing, one) for one in wanted]
 
 
 def attribute(name, thing, one):
-    """What an object has under a name, None where it has nothing; a property may fail.
+    """An attribute of an object, None where it has none; a property may fail.
 
     Raises: GuestError."""
-    if hasattr(type(thing), one):  # then an AttributeError is a slip in the property
+    if hasattr(type(thing), one):  # an AttributeError then comes from inside the property
         return call(name, getattr, thing, one)
     return getattr(thing, one, None)
 
 
 def with_values(name, params, changes):
-    """An environment's parameters, some of them changed: a dataclass with numbers and arrays.
+    """Change some of an environment's parameters, a dataclass of numbers and arrays.
 
-    Raises: GuestError for a name that it has not, or a value that is not of the same kind."""
-    if not changes:  # not even a dataclass is needed then
+    Raises: GuestError for an unknown name, or a value of another kind."""
+    if not changes:  # then `params` need not be a dataclass
         return params
     if not dataclasses.is_dataclass(params):
         raise GuestError(f"run.env_params: {name} has no parameters that could be changed")
@@ -113,43 +203,18 @@ def with_values(name, params, changes):
         for key, value in changes.items()})
 
 
-def same_shapes(name, what, before, after):
-    """Do two trees of arrays agree in structure, shapes and types?
-
-    Raises: GuestError naming the first leaf that does not."""
-    old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (before, after))
-    if [path for path, _ in old] != [path for path, _ in new]:
-        raise GuestError(f"run.env: {name} gives one structure of its {what} at reset, "
-                         "another after a step")
-    for (path, one), (_, other) in zip(old, new):
-        if _kind(one) != _kind(other):
-            raise GuestError(f"run.env: {name} gives its {what}{jax.tree_util.keystr(path)} as "
-                             f"{_kind(one)} at reset and as {_kind(other)} after a step")
-
-
-def scalar(name, what, value, kind):
-    """A reward or a flag as an array [] of a kind.
-
-    Raises: GuestError where it is not one number."""
-    array = call(name, jax.numpy.asarray, value, kind)
-    if array.size != 1:
-        raise GuestError(f"run.env: {name}: {what} has the shape {list(array.shape)}, "
-                         "expected one number")
-    return array.reshape(())
-
-
 def _is_there(module):
-    """Whether Python finds the module; its packages are imported to know."""
+    """Whether Python finds the module; this imports its parent packages."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError as error:
         if f"{module}.".startswith(f"{error.name}."):
             return False
-        raise  # one of its packages lacks something else
+        raise  # a parent package fails to import something else
 
 
 def _place(error, trace):
-    """", file, line": where the user's code stood, as near to the fault as can be."""
+    """The text " in file, line n" for the innermost frame of the user's code."""
     if isinstance(error, SyntaxError):
         return f" in {error.filename}, line {error.lineno}"
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(trace)
@@ -163,10 +228,10 @@ def _place(error, trace):
 
 
 def _takes(name, method, arguments):
-    """Can a method be called with so many arguments?"""
+    """Check that a method accepts these arguments. Raises: GuestError."""
     try:
         signature = inspect.signature(method)
-    except (TypeError, ValueError):  # it tells nothing of its arguments
+    except (TypeError, ValueError):  # it has no signature to inspect
         return
     try:
         signature.bind(*arguments)
@@ -183,7 +248,7 @@ def _kind(leaf):
 
 
 def _alike(where, value, default):
-    """`value` as what `default` is: a truth, a whole number, a number, or an array of its shape."""
+    """`value` in the type of `default`: boolean, whole number, number, or array of its shape."""
     kind = np.asarray(default)
     if kind.dtype.kind not in "biuf":
         raise GuestError(f"{where}: is a {type(default).__name__}, which cannot be changed here")
@@ -202,7 +267,7 @@ def _alike(where, value, default):
 
 
 def _number(value):
-    """`value`, where it is text the number that it stands for: YAML takes 1e-3 for text."""
+    """The number in a text, if `value` is one: YAML reads 1e-3 as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""Is this Python, with these packages, new enough? Asked before what an old one cannot read.
+"""Checks the versions of Python and of packages, before imports that old ones cannot handle.
 
 Written so that an old Python can run it.
 """
@@ -10,10 +10,9 @@ OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 
 
 
 def check(running=False):
-    """Exits with status 2 and one line where Python or a package is too old or missing.
+    """Exit with status 2 and one line if Python or a package is too old or missing.
 
-    `running` is true for a program that is about to import them all, which takes seconds: a person
-    at a terminal is told so."""
+    With `running`, a terminal shows that the program is importing them, which takes seconds."""
     problem = python_problem(sys.version_info[:3]) or package_problem()
     if problem:
         sys.stderr.write("dreamer.py: " + problem + "\n")
@@ -23,7 +22,7 @@ def check(running=False):
 
 
 def python_problem(found):
-    """One line where a version of Python is too old, else None."""
+    """One line if a version of Python is too old, else None."""
     if tuple(found[:2]) < OLDEST_PYTHON:
         return "Python %s or newer is needed, this is %s" % (dotted(OLDEST_PYTHON), dotted(found))
     return None

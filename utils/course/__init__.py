@@ -1,1 +1,1 @@
-"""The course: which function is which equation and task."""
+"""The course: equations, tasks and weeks of the functions in dreamer.py."""

@@ -1,1 +1,1 @@
-"""Films, drawings and figures, and what these ask of a trained agent."""
+"""Films, drawings and figures, and the studies of a trained agent behind them."""

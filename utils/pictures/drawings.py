@@ -1,8 +1,8 @@
-"""What a person would see of an environment: one moment of it as a picture.
+"""Draws the state of an environment as a picture.
 
-The agent is blue wherever it has a body, a goal green. Lengths are true to the environment's own
-numbers unless a comment says otherwise. An environment that is not in `DRAWERS` is drawn as the
-agent sees it: bars, or the image itself.
+The agent is blue, a goal green. Lengths follow the environment's own numbers unless a comment says
+otherwise. An environment that is not in `DRAWERS` is drawn by its observation: bars, or the image
+itself.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.run.curves import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 SIZE = 360  # pixels on each side
-FINE = 3  # everything is drawn so many times larger and then reduced: smooth edges
+FINE = 3  # factor by which everything is drawn larger, then reduced: antialiasing
 INK, WINE, YELLOW = "#222222", "#882255", "#F0E442"
 PAPER, GROUND, PALE, WALL, WATER = "#FFFFFF", "#ECEBE6", "#D0D0D0", "#59626B", "#CFE6F5"
-MARKS = (-10, -1, 0, 1, 10)  # guide lines behind the bars of a vector
+MARKS = (-10, -1, 0, 1, 10)  # grid lines behind the bars of a vector
 
-# What MinAtar's channels hold, in their order, and their colours.
+# The contents of MinAtar's channels, in order, and their colours.
 MINATAR = {
     "Asterix-MinAtar": {"player": BLUE, "enemy": VERMILION, "trail": PALE, "gold": ORANGE},
     "Breakout-MinAtar": {"paddle": BLUE, "ball": VERMILION, "trail": PALE, "brick": ORANGE},
@@ -32,26 +32,26 @@ MINATAR = {
 
 
 def draw(env, state, x):
-    """A picture of one moment of an environment.
+    """Draw one state of an environment.
 
-    `env` is an Environment of gymnax_wrappers, `state` Gymnax's own state of it (numpy leaves).
+    `env` is an Environment of gymnax_wrappers, `state` its Gymnax state (numpy leaves).
 
     Shapes: x [X] or [H, W, C], as the agent sees it -> uint8 [SIZE, SIZE, 3].
     Source: angles have the signs of Gym's own pictures, positive to the right for CartPole's pole
     and counter-clockwise elsewhere; the mountain is Gym's sin(3x) · 0.45 + 0.55."""
-    canvas = DRAWERS.get(env.name, _seen)(env, state, np.asarray(x))
+    canvas = DRAWERS.get(env.name, _observation)(env, state, np.asarray(x))
     return np.asarray(canvas.image.reduce(FINE))
 
 
 def draw_seen(env, x):
-    """A picture of the observation itself: x [X] or [H, W, C] -> uint8 [SIZE, SIZE, 3]"""
-    return np.asarray(_seen(env, None, np.asarray(x)).image.reduce(FINE))
+    """Draw the observation itself: x [X] or [H, W, C] -> uint8 [SIZE, SIZE, 3]"""
+    return np.asarray(_observation(env, None, np.asarray(x)).image.reduce(FINE))
 
 
 class _Canvas:
     """A square window of the world, from `centre` - `reach` to `centre` + `reach`; y points up.
 
-    Widths of lines are in pixels of the finished picture, all else is in the world's units."""
+    Line widths are in pixels of the finished picture, everything else in the world's units."""
 
     def __init__(self, centre, reach):
         self.reach, self.scale = reach, SIZE * FINE / (2 * reach)
@@ -60,7 +60,7 @@ class _Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def line(self, points, colour, width):
-        """Joins points [N, 2]; its ends are round."""
+        """Joins points [N, 2], with round ends."""
         pixels = self._pixels(points)
         self.pen.line(pixels, colour, FINE * width, joint="curve")
         for point in (points[0], points[-1]):
@@ -82,7 +82,7 @@ class _Canvas:
         self.pen.circle((x, y), radius * self.scale, colour)
 
     def text(self, at, words):
-        """Writes words, their left end in the middle of their height at `at`."""
+        """Writes words, left-aligned and vertically centred at `at`."""
         font = ImageFont.load_default(14 * FINE)
         self.pen.text(self._pixels([at])[0], words, GREY, font, anchor="lm")
 
@@ -91,8 +91,8 @@ class _Canvas:
         return [tuple(pixel) for pixel in pixels.round().tolist()]
 
 
-def _turned(points, angle):
-    """Points [N, 2], counter-clockwise around the origin."""
+def _rotated(points, angle):
+    """Points [N, 2], rotated counter-clockwise around the origin."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.asarray(points) @ np.array([[cos, sin], [-sin, cos]])
 
@@ -104,43 +104,43 @@ def _turned(points, angle):
 
 def _cartpole(env, state, x):
     edge, lean = env.params.x_threshold, env.params.theta_threshold_radians
-    length = 4 * env.params.length  # twice the pole's length, so that a degree shows
+    length = 4 * env.params.length  # twice the pole's length, so that one degree is visible
     canvas, hinge = _Canvas((0, 1), 1.15 * edge), np.array([state.x, 0.2])
     canvas.line([(-edge, -0.25), (edge, -0.25)], GREY, 3)
     for side in (-edge, edge):
         canvas.line([(side, -0.45), (side, -0.05)], VERMILION, 5)
     for angle in (-lean, lean):
-        canvas.line([hinge, hinge + _turned([(0, length)], -angle)[0]], PALE, 2)
+        canvas.line([hinge, hinge + _rotated([(0, length)], -angle)[0]], PALE, 2)
     canvas.box((state.x, 0), (0.4, 0.2), BLUE)
     for wheel in (-0.22, 0.22):
         canvas.disc((state.x + wheel, -0.17), 0.1, INK)
-    canvas.line([hinge, hinge + _turned([(0, length)], -state.theta)[0]], ORANGE, 9)
+    canvas.line([hinge, hinge + _rotated([(0, length)], -state.theta)[0]], ORANGE, 9)
     canvas.disc(hinge, 0.06, INK)
     return canvas
 
 
 def _pendulum(env, state, x):
     length, torque = env.params.l, np.squeeze(state.last_u) / env.params.max_torque
-    canvas, tip = _Canvas((0, 0), 1.3 * length), _turned([(0, length)], state.theta)[0]
+    canvas, tip = _Canvas((0, 0), 1.3 * length), _rotated([(0, length)], state.theta)[0]
     canvas.line([(0, 0), (0, length)], PALE, 2)
     canvas.line([(0, 0), tip], BLUE, 14)
     canvas.disc(tip, 0.1 * length, BLUE)
     canvas.disc((0, 0), 0.05 * length, INK)
-    if abs(torque) > 0.02:  # an arc in the direction of the torque, as long as it is strong
+    if abs(torque) > 0.02:  # an arc in the direction of the torque, its length proportional
         turns = torque * np.linspace(0, 1.5 * np.pi, 40)
         arc = 0.3 * length * np.stack([np.sin(-turns), np.cos(turns)], 1)
         head = [(0, 0.07), (0, -0.07), (-0.14 * np.sign(torque), 0)]
         canvas.line(arc, ORANGE, 4)
-        canvas.polygon(arc[-1] + length * _turned(head, turns[-1]), ORANGE)
+        canvas.polygon(arc[-1] + length * _rotated(head, turns[-1]), ORANGE)
     return canvas
 
 
 def _acrobot(env, state, x):
     first, second = env.params.link_length_1, env.params.link_length_2
     canvas = _Canvas((0, 0), 1.15 * (first + second))
-    elbow = _turned([(0, -first)], state.joint_angle1)[0]
-    tip = elbow + _turned([(0, -second)], state.joint_angle1 + state.joint_angle2)[0]
-    # the dynamics ask for a height of 1, whatever the links' lengths
+    elbow = _rotated([(0, -first)], state.joint_angle1)[0]
+    tip = elbow + _rotated([(0, -second)], state.joint_angle1 + state.joint_angle2)[0]
+    # the goal is a height of 1, independent of the links' lengths
     canvas.line([(-2, 1), (2, 1)], GREEN, 3)
     canvas.line([(0, 0), elbow], BLUE, 14)
     canvas.line([elbow, tip], SKY, 14)
@@ -166,8 +166,8 @@ def _mountain_car(env, state, x):
     canvas.polygon(foot + [(0, 0.3), (0, 0.18), (-0.16, 0.24)], GREEN)
     slope = np.arctan(1.35 * np.cos(3 * state.position))
     body = [(-0.11, 0.03), (0.11, 0.03), (0.11, 0.08), (0.05, 0.13), (-0.06, 0.13), (-0.11, 0.08)]
-    canvas.polygon(car + _turned(body, slope), BLUE)
-    for wheel in _turned([(-0.06, 0.035), (0.06, 0.035)], slope):
+    canvas.polygon(car + _rotated(body, slope), BLUE)
+    for wheel in _rotated([(-0.06, 0.035), (0.06, 0.035)], slope):
         canvas.disc(car + wheel, 0.035, INK)
     return canvas
 
@@ -188,7 +188,7 @@ class _Board(_Canvas):
                 self.cell((row, column), colour)
 
     def cell(self, place, colour, share=1.0):
-        """Fills the middle of a cell, `share` of its sides."""
+        """Fills the middle of a cell; `share` is the share of its side."""
         half = 0.48 * share
         self.box((place[1], -place[0]), (half, half), colour)
 
@@ -201,7 +201,7 @@ def _minatar(env, state, x):
     cells, colours = x.reshape(10, 10, -1) > 0, list(MINATAR[env.name].values())
     board = _Board([[GROUND] * 10] * 10)
     for place in np.argwhere(cells.any(-1)):
-        # where channels meet, the first is innermost, the others frame it: none is hidden
+        # overlapping channels are nested, the first innermost, so that none is hidden
         channels = np.flatnonzero(cells[tuple(place)])[::-1]
         for depth, channel in enumerate(channels):
             board.cell(place, colours[channel], 1 - depth / len(channels))
@@ -231,9 +231,9 @@ def _catch(env, state, x):
 
 def _deep_sea(env, state, x):
     size = env.env.size
-    row, column = np.indices((size, size))  # only what lies on and below the diagonal is reached
+    row, column = np.indices((size, size))  # only cells on and below the diagonal are reachable
     water = np.where(column <= row, WATER, GROUND)
-    # one row more: on the sea bed, below the last decision, the dive ends
+    # one extra row: the episode ends on the sea bed, below the last decision
     board = _Board(np.concatenate([water, [[WALL] * size]]))
     board.cell((size - 1, size - 1), GREEN)
     board.piece((state.row, state.column), BLUE)
@@ -259,7 +259,7 @@ def _pong(env, state, x):
 
 
 def _plane(points, reach):
-    """A window around the origin, `reach` at least and wide enough for all points [N, 2]."""
+    """A window around the origin, at least `reach` wide and large enough for all points [N, 2]."""
     reach = max(reach, 1.1 * np.abs(points).max())
     canvas = _Canvas((0, 0), reach)
     canvas.line([(-reach, 0), (reach, 0)], PALE, 1)
@@ -277,7 +277,7 @@ def _point_robot(env, state, x):
 
 
 def _reacher(env, state, x):
-    # Gymnax adds up cosines of the angles themselves: each is measured from the x axis
+    # Gymnax sums cosines of the raw angles: each is measured from the x axis
     links = np.stack([np.cos(state.angles), np.sin(state.angles)], 1)
     joints = np.concatenate([np.zeros((1, 2)), np.cumsum(links, 0)])
     canvas = _plane([state.goal_xy], 1.15 * len(links))
@@ -306,12 +306,12 @@ def _swimmer(env, state, x):
 # ------------------------------------------------------------------------------------------------
 
 
-def _seen(env, state, x):
+def _observation(env, state, x):
     return _photograph(x) if env.is_image else _bars(x)
 
 
 def _photograph(x):
-    """An image with three channels has its colours; of any other number, their mean in grey."""
+    """An image of three channels in colour; of any other number, their mean in grey."""
     canvas = _Canvas((0, 0), 1)
     image = Image.fromarray(x if x.shape[-1] == 3 else x.mean(-1).astype(np.uint8))
     zoom = canvas.image.width / max(image.size)
@@ -322,7 +322,7 @@ def _photograph(x):
 
 
 def _bars(x):
-    """A bar for each entry; far from 0 the axis is squeezed, so that every number has its place."""
+    """A bar for each entry, on an axis compressed far from 0, so that every number fits."""
     canvas, width = _Canvas((0, 0), 1.05), 1.6 / len(x)
     for mark in MARKS:
         canvas.line([(-0.75, _squeeze(mark)), (0.9, _squeeze(mark))], PALE, 2 if mark else 3)

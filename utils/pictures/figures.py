@@ -1,7 +1,7 @@
-"""The still figures of a report, drawn from arrays.
+"""The still figures of a report, plotted from arrays.
 
-Each function draws on an empty figure; `save` makes it, in the one style and as wide as a page that
-a phone can show, and writes it. matplotlib is imported where it is used.
+Each function fills an empty figure; `save` creates it, in the common style and at a width that a
+phone can show, and writes it. matplotlib is imported where it is used.
 """
 
 import io
@@ -26,17 +26,17 @@ from utils.run.curves import (
 )
 
 WIDTH = 6.4  # inches
-BAND = (10, 90)  # percentiles of the dreams
-PANELS = 16  # entries of a vector, at most
-STRIP, STRIPS = 6, 2  # pictures side by side, and strips below each other
-DOTS = 3000  # of a scatter, at most
+BAND = (10, 90)  # percentiles of the imagined rollouts
+PANELS = 16  # maximum number of entries of a vector
+STRIP, STRIPS = 6, 2  # pictures per strip, and number of strips
+DOTS = 3000  # maximum number in a scatter plot
 INK = "#222222"
 LOSSES = ("prediction", "decoder", "reward", "continue", "dynamics", "representation", "critic",
           "replay_critic", "actor")
-# Which number of dreamer.yaml scales a loss: one that is not trained says nothing.
+# The scale of a loss in dreamer.yaml: losses of scale 0 are not plotted.
 SCALES = {"actor": "beta_actor", "critic": "beta_critic", "replay_critic": "beta_replay"}
-LOOKS = {  # of the curves of an error, by what is judged
-    "dream": {"color": VERMILION, "lw": 2.5},
+LOOKS = {  # line styles of the error curves, by predictor
+    "imagined": {"color": VERMILION, "lw": 2.5},
     "no change": {"color": BLUE, "ls": "--", "lw": 2},
     "the mean": {"color": GREY, "ls": ":", "lw": 2.5},
     "other real episodes": {"color": GREEN, "lw": 7, "alpha": 0.35, "zorder": 1},
@@ -44,7 +44,7 @@ LOOKS = {  # of the curves of an error, by what is judged
 
 
 def save(path, draw):
-    """Write the PNG file of a figure that draw(figure) fills.
+    """Create a figure, fill it by draw(figure), and write it as a PNG file.
 
     Raises: OSError where `path` cannot be written."""
     import matplotlib
@@ -59,7 +59,7 @@ def save(path, draw):
 
 
 def _grid(figure, heights, columns):
-    """Rows of these heights, inches."""
+    """A grid of rows with these heights, in inches."""
     figure.set_figheight(sum(heights))
     return figure.add_gridspec(len(heights), columns, height_ratios=heights)
 
@@ -70,7 +70,7 @@ def _grid(figure, heights, columns):
 
 
 def learning(figure, metrics, scores, config, solved):
-    """Returns and all that a run has logged of its learning, against environment steps.
+    """Returns, losses and other logged metrics against environment steps.
 
     `metrics` and `scores` are rows of metrics.jsonl and scores.jsonl."""
     train = [row["step"] for row in scores], [row["return"] for row in scores]
@@ -97,7 +97,7 @@ def learning(figure, metrics, scores, config, solved):
 
 
 def _learning_panels(metrics, learning):
-    """[(title, [(steps, values, label), ...]), ...] of what was logged."""
+    """[(title, [(steps, values, label), ...]), ...] of the logged metrics."""
     logged = {name: series(metrics, name) for row in metrics for name in row}
     untrained = {f"losses/{name}" for name, key in SCALES.items() if not getattr(learning, key)}
     wanted = {f"{name} loss": {f"losses/{name}": ""} for name in LOSSES
@@ -117,39 +117,39 @@ def _learning_panels(metrics, learning):
 
 
 # ------------------------------------------------------------------------------------------------
-# 2, 3. Dreams against what happened
+# 2, 3. Imagined rollouts against real episodes
 # ------------------------------------------------------------------------------------------------
 
 
-def vectors(figure, names, context, true, dreams, curves):
-    """A panel for each entry of an observation: what happened, dreams and their band; the errors.
+def vectors(figure, names, context, true, imagined, curves):
+    """A panel per entry of the observation: true values, imagined rollouts, their band; the errors.
 
-    Shapes: true [W, X], of which the first `context` rows were seen; dreams [M, W - context, X];
-    curves {what is judged: [W - context]}."""
+    Shapes: true [W, X], of which the first `context` rows were observed; imagined
+    [M, W - context, X]; curves {predictor: [W - context]}."""
     entries = np.sort(np.argsort(-true.std(0), kind="stable")[:PANELS])
     rows, columns = math.ceil(len(entries) / 2), min(2, len(entries))
     grid = _grid(figure, [2.4] * rows + [2.9], columns)
     for index, entry in enumerate(entries):
         ax = figure.add_subplot(grid[index // 2, index % 2])
-        _vector(ax, context, true[:, entry], dreams[..., entry])
+        _vector(ax, context, true[:, entry], imagined[..., entry])
         ax.set_title(names[entry], fontsize="small", loc="left")
-        ax.set_xlabel("steps dreamed", fontsize="small")
+        ax.set_xlabel("imagined steps", fontsize="small")
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2,
                      fontsize="small")
-    errors(figure.add_subplot(grid[-1, :]), "observation, 1 = always the mean", curves)
+    errors(figure.add_subplot(grid[-1, :]), "observation (1 = predicting the mean)", curves)
 
 
-def _vector(ax, context, true, dreams):
-    times, ahead = np.arange(len(true)) - context + 1, np.arange(1, dreams.shape[1] + 1)
-    ax.axvspan(times[0], 0, color=GREY, alpha=0.15, lw=0, label=f"{context} seen")
-    low, high = np.percentile(dreams, BAND, axis=0)
+def _vector(ax, context, true, imagined):
+    times, ahead = np.arange(len(true)) - context + 1, np.arange(1, imagined.shape[1] + 1)
+    ax.axvspan(times[0], 0, color=GREY, alpha=0.15, lw=0, label=f"{context} observed")
+    low, high = np.percentile(imagined, BAND, axis=0)
     ax.fill_between(ahead, low, high, color=ORANGE, alpha=0.35, lw=0,
-                    label=f"{BAND[1] - BAND[0]}% of them")
-    for number, dream in enumerate(dreams):
-        ax.plot(ahead, dream, lw=0.7, alpha=0.7, color=VERMILION,
-                label="" if number else f"{len(dreams)} dreams")
-    ax.plot(times, true, lw=2.2, color=INK, label="what happened")
-    reach = max(np.ptp(true), 0.25 * (high.max() - low.min()), 1e-3)  # dreams may be far off
+                    label=f"{BAND[1] - BAND[0]}% of the rollouts")
+    for number, rollout in enumerate(imagined):
+        ax.plot(ahead, rollout, lw=0.7, alpha=0.7, color=VERMILION,
+                label="" if number else f"{len(imagined)} imagined rollouts")
+    ax.plot(times, true, lw=2.2, color=INK, label="real episode")
+    reach = max(np.ptp(true), 0.25 * (high.max() - low.min()), 1e-3)  # rollouts may diverge
     low, high = min(true.min(), low.min()), max(true.max(), high.max())
     ax.set_ylim(max(low, true.min() - reach) - 0.1 * reach, min(high, true.max() + reach)
                 + 0.1 * reach)
@@ -157,9 +157,9 @@ def _vector(ax, context, true, dreams):
 
 
 def images(figure, context, pictures, curves):
-    """Strips of pictures: what happened, one dream, the error; below, the errors over time.
+    """Strips of images: the real episode, one imagined rollout, their difference; the errors below.
 
-    Shapes: pictures (true, dreamed, error), uint8 [W, H, W', 3] each; curves {name: [steps]}."""
+    Shapes: pictures (true, imagined, error), uint8 [W, H, W', 3] each; curves {name: [steps]}."""
     count = len(pictures[0])
     shown = np.unique(np.linspace(0, count - 1, min(count, STRIP * STRIPS)).round().astype(int))
     strips = np.split(shown, range(STRIP, len(shown), STRIP))
@@ -168,26 +168,26 @@ def images(figure, context, pictures, curves):
     parts = figure.subfigures(len(strips) + 1, 1, height_ratios=[height] * len(strips) + [2.9])
     for part, strip in zip(parts, strips):
         axes = part.subplots(3, STRIP, squeeze=False)
-        for kind, name in enumerate(("true", "dreamed", "error")):
+        for kind, name in enumerate(("true", "imagined", "error")):
             axes[kind, 0].set_ylabel(name, fontsize="small")
             for ax, t in zip(axes[kind], strip):
                 ax.imshow(pictures[kind][t], interpolation="nearest")
         for ax, t in zip(axes[0], strip):
-            ax.set_title("seen" if t < context else f"step {t - context + 1}", fontsize="small")
+            ax.set_title("observed" if t < context else f"step {t - context + 1}", fontsize="small")
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             ax.set_visible(bool(ax.images))
-    errors(parts[-1].subplots(), "observation, 1 = always the mean", curves)
+    errors(parts[-1].subplots(), "observation (1 = predicting the mean)", curves)
 
 
 def errors(ax, title, curves):
-    """Errors against the steps dreamed: {what is judged: [H]}."""
+    """Errors against the number of imagined steps: {predictor: [H]}."""
     for name, values in curves.items():
         steps = np.arange(1, len(values) + 1)
         ax.plot(steps, values, label=name, marker="o" if len(values) < 3 else None, **LOOKS[name])
     ax.set_title(f"error of the {title}", fontsize="small", loc="left")
-    ax.set(xlabel="steps dreamed", ylim=(0, None))
+    ax.set(xlabel="imagined steps", ylim=(0, None))
     ax.locator_params("x", integer=True)
     _legend_below(ax)
 
@@ -198,7 +198,7 @@ def _legend_below(ax):
 
 
 def imagined(figure, panels):
-    """Errors of observation, reward and continuation, below each other: {title: curves}."""
+    """A panel each for the errors of observation, reward and continuation: {title: curves}."""
     grid = _grid(figure, [2.6] * len(panels), 1)
     for index, (title, curves) in enumerate(panels.items()):
         errors(figure.add_subplot(grid[index, 0]), title, curves)
@@ -210,24 +210,24 @@ def imagined(figure, panels):
 
 
 def heads(figure, heads):
-    """Predictions against what they were of, and how well the chance of going on is calibrated.
+    """Predictions against true values, and the calibration of the continue probability.
 
     `heads` is a Heads of utils/pictures/studies.py."""
-    grid, chances = _grid(figure, [3.3, 3.3], 2), heads.chances
+    grid, probs = _grid(figure, [3.3, 3.3], 2), heads.probs
     for index, (name, (true, predicted)) in enumerate(heads.pairs.items()):
         ax = figure.add_subplot(grid[0, index])
         _scatter(ax, true, predicted)
         score = heads.scores[name]
-        words = f", correlation {score:.2f}" if math.isfinite(score) else ""
-        ax.set_title(name + words, fontsize="small", loc="left")
+        suffix = f", correlation {score:.2f}" if math.isfinite(score) else ""
+        ax.set_title(name + suffix, fontsize="small", loc="left")
     _calibration(figure.add_subplot(grid[1, 0]), heads.calibration)
     ax, bins = figure.add_subplot(grid[1, 1]), np.linspace(0, 1, 21)
-    ax.hist(chances[0], bins, color=BLUE, alpha=0.6, label="it went on")
-    if len(chances[1]):
-        ax.hist(chances[1], bins, color=VERMILION, histtype="step", lw=2.5, label="it ended")
+    ax.hist(probs[0], bins, color=BLUE, alpha=0.6, label="continued")
+    if len(probs[1]):
+        ax.hist(probs[1], bins, color=VERMILION, histtype="step", lw=2.5, label="terminated")
     ax.set_yscale("log")
-    ax.set_title("rows by that chance", fontsize="small", loc="left")
-    ax.set(xlabel="predicted chance", ylabel="rows")
+    ax.set_title("rows by that probability", fontsize="small", loc="left")
+    ax.set(xlabel="predicted probability", ylabel="rows")
     ax.legend(fontsize="x-small")
 
 
@@ -239,7 +239,7 @@ def _scatter(ax, true, predicted):
     ax.plot([low, high], [low, high], color=INK, ls="--", lw=1.5, label="perfect")
     ax.plot(true, predicted, ".", ms=4, alpha=0.35, color=BLUE, rasterized=True)
     ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room),
-           xlabel="what happened", ylabel="predicted")
+           xlabel="true", ylabel="predicted")
     ax.legend(fontsize="x-small", loc="upper left")
 
 
@@ -248,9 +248,9 @@ def _calibration(ax, calibration):
     some = calibration.rows > 0
     sizes = 15 + 25 * np.log10(calibration.rows[some])
     ax.scatter(calibration.predicted[some], calibration.happened[some], sizes, color=VERMILION,
-               zorder=3, label="rows, by tenths")
-    ax.set_title("does the world go on?", fontsize="small", loc="left")
-    ax.set(xlabel="predicted chance", ylabel="share that went on",
+               zorder=3, label="rows, in ten bins")
+    ax.set_title("does the world continue?", fontsize="small", loc="left")
+    ax.set(xlabel="predicted probability", ylabel="share that continued",
            xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
     ax.legend(fontsize="x-small", loc="upper left")
 
@@ -261,17 +261,17 @@ def _calibration(ax, calibration):
 
 
 def latents(figure, planes, colours, usage):
-    """Posterior states in the plane, coloured by what they mean; how often each class is used.
+    """Posterior states projected to planes, coloured by several quantities; the usage of classes.
 
-    Shapes: planes {axis words: [N, 2]}; colours {title: [N]}, of whole numbers for classes;
+    Shapes: planes {axis label: [N, 2]}; colours {title: [N]}, integers for classes;
     usage [S, K], and the number of classes [S] that each latent uses."""
     grid = _grid(figure, [3.0] * 2 * len(planes) + [3.4], 2)
-    for which, (words, places) in enumerate(planes.items()):
+    for plane, (label, places) in enumerate(planes.items()):
         for index, (title, values) in enumerate(colours.items()):
-            ax = figure.add_subplot(grid[2 * which + index // 2, index % 2])
+            ax = figure.add_subplot(grid[2 * plane + index // 2, index % 2])
             dots = _dots(ax, places, values)
             ax.set_title(title, fontsize="small", loc="left")
-            ax.set(xlabel=f"{words} 1", ylabel=f"{words} 2", xticks=[], yticks=[])
+            ax.set(xlabel=f"{label} 1", ylabel=f"{label} 2", xticks=[], yticks=[])
             bar = figure.colorbar(dots, ax=ax, pad=0.02)
             bar.ax.tick_params(labelsize="x-small")
             if values.dtype.kind == "i":
@@ -297,7 +297,7 @@ def _usage(figure, place, shares, counts):
                           interpolation="nearest")
     left.grid(False)
     left.set_title("share of each class of each latent", fontsize="small", loc="left")
-    left.set(xlabel="classes, the most used first", ylabel="latent", xticks=[])
+    left.set(xlabel="classes, most used first", ylabel="latent", xticks=[])
     figure.colorbar(picture, ax=left, pad=0.02)
     right.barh(range(len(counts)), counts, color=BLUE)
     right.set_title("classes in use", fontsize="small", loc="left")
@@ -310,7 +310,7 @@ def _usage(figure, place, shares, counts):
 
 
 def robustness(figure, steps, panels):
-    """Numbers of several checkpoints against their environment steps: {title: {name: [N]}}."""
+    """Scores of several checkpoints against their environment steps: {title: {name: [N]}}."""
     grid = _grid(figure, [2.9] * len(panels), 1)
     for index, (title, curves) in enumerate(panels.items()):
         ax = figure.add_subplot(grid[index, 0])

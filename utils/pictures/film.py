@@ -1,7 +1,7 @@
-"""A film of one episode, a GIF: at left the world, at right what the agent thought of it.
+"""A GIF of one episode: the environment at the left, the agent's estimates at the right.
 
-The curves are drawn once, by matplotlib, which is imported where it is used; from frame to frame
-only the picture changes and a marker moves on.
+matplotlib, imported where it is used, plots the curves once; between frames only the picture
+changes and a marker moves.
 """
 
 import io
@@ -16,23 +16,23 @@ from PIL import Image, ImageDraw
 from utils.run import files
 from utils.run.curves import BLUE, SEED_COLOURS, SEED_STYLES, STYLE, VERMILION
 
-HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture at their left is a square
-FRAMES = 250  # of longer episodes every n-th step is shown
-PACE, SLOW_PACE, LAST = 40, 200, 1500  # ms a frame: usual, at most, and the last one
-LENGTH = 4000  # ms that a film should last; short episodes are shown more slowly
-COLOURS = 255  # of the one palette of a film; the 256th marks what did not change
-CELLS = 32**3  # of the colours, 5 bits a channel
-LEGEND_ROWS = 6  # actions below each other
+HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture to their left is square
+FRAMES = 250  # maximum number; longer episodes show every n-th step
+PACE, SLOW_PACE, LAST = 40, 200, 1500  # ms per frame: default, maximum, and of the last one
+LENGTH = 4000  # target duration, ms; short episodes are slowed down
+COLOURS = 255  # of a film's palette; the 256th marks unchanged pixels
+CELLS = 32**3  # colour cells, 5 bits per channel
+LEGEND_ROWS = 6  # maximum number of rows in the legend
 SMALL = {"font.size": 15, "axes.titlesize": 15, "axes.titlepad": 4, "legend.fontsize": 13}
 
 
 class Episode(NamedTuple):
     """The T rows of one episode (the time line of dreamer.py), as numpy arrays.
 
-    `policy` holds the probabilities of discrete actions; for continuous ones it holds the means,
-    and `actions` what was chosen."""
+    `policy` holds the probabilities of discrete actions, or the means of continuous ones, whose
+    sampled actions are in `actions`."""
 
-    frames: Sequence  # pictures of the world at the rows `steps(T)`, uint8 [P, P, 3]
+    frames: Sequence  # pictures of the environment at the rows `steps(T)`, uint8 [P, P, 3]
     rewards: np.ndarray  # [T]
     values: np.ndarray  # [T]
     policy: np.ndarray  # [T, A]
@@ -40,15 +40,15 @@ class Episode(NamedTuple):
 
 
 def steps(length):
-    """The rows of an episode that are shown: every n-th, and always the last."""
+    """The rows of an episode to show: every n-th, and always the last."""
     return np.arange(length - 1, -1, -math.ceil(length / FRAMES))[::-1]
 
 
 def save(path, title, episode):
-    """Write the film of an `Episode` to `path`, which holds a whole film or is left as it was.
+    """Write the film of an `Episode` to `path` atomically.
 
-    Raises: OSError where `path` cannot be written; ValueError where `frames` are not one for each
-    of `steps(T)`."""
+    Raises: OSError where `path` cannot be written; ValueError unless there is one frame for
+    each of `steps(T)`."""
     draw = partial(_draw, episode=episode)
     panels = draw_panels((WIDTH, HEIGHT), title, 3, len(episode.rewards), draw)
     write(path, partial(_moments, panels, episode))
@@ -70,10 +70,10 @@ def write(path, moments):
 
 
 def _palette(moments):
-    """One palette for all frames: with one for each, colours would flicker and the file grow.
+    """One palette for all frames: separate ones would flicker and enlarge the file.
 
-    Colours that differ by less than 8 in each channel share a cell. The commonest cells get their
-    mean colour, so that flat areas keep theirs, and the others the nearest of these.
+    Colours that differ by less than 8 in each channel share a cell. The most frequent cells get
+    their mean colour, which preserves flat areas; the others get the nearest of these.
 
     Shapes: moments [H, W, 3] each -> [CELLS] uint8, flat list of red, green, blue."""
     sums = np.zeros((4, CELLS))
@@ -83,10 +83,10 @@ def _palette(moments):
         sums += [np.bincount(cells, channel, CELLS) for channel in channels]
     used = np.flatnonzero(sums[0])
     means = (sums[1:, used] / sums[0, used]).T
-    kept = means[np.argsort(-sums[0, used])[:COLOURS]]
+    palette = means[np.argsort(-sums[0, used])[:COLOURS]]
     table = np.zeros(CELLS, np.uint8)
-    table[used] = [np.abs(kept - mean).sum(1).argmin() for mean in means]
-    return table, kept.round().astype(int).ravel().tolist()
+    table[used] = [np.abs(palette - mean).sum(1).argmin() for mean in means]
+    return table, palette.round().astype(int).ravel().tolist()
 
 
 def _cells(moment):
@@ -95,14 +95,14 @@ def _cells(moment):
 
 
 class Panels(NamedTuple):
-    """Curves without their marker, and where it stands: columns [T], rows (top, bottom)."""
+    """Plotted curves, and the positions of their marker: columns [T], rows (top, bottom)."""
 
     image: Image.Image
     columns: np.ndarray
     spans: list
 
     def paste(self, image, corner, t):
-        """Put the panels into a picture, the marker at time t."""
+        """Paste the panels into a picture, with the marker at time t."""
         image.paste(self.image, corner)
         column, pen = corner[0] + self.columns[t], ImageDraw.Draw(image)
         for top, bottom in self.spans:
@@ -110,7 +110,7 @@ class Panels(NamedTuple):
 
 
 def _moments(panels, episode):
-    """Yields each frame of the film: a picture beside the panels and their marker."""
+    """Yields each frame of the film: a picture next to the panels and their marker."""
     image = Image.new("RGB", (HEIGHT + WIDTH, HEIGHT))
     for t, frame in zip(steps(len(panels.columns)), episode.frames, strict=True):
         image.paste(Image.fromarray(frame).resize((HEIGHT, HEIGHT)), (0, 0))
@@ -119,7 +119,7 @@ def _moments(panels, episode):
 
 
 def draw_panels(size, title, count, length, draw):
-    """Draw curves over the steps of an episode, below each other, by draw(axes): -> Panels"""
+    """Plot stacked panels over the steps of an episode by draw(axes): -> Panels"""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,7 +151,7 @@ def _draw(axes, episode):
         policy.plot(times, means, style, lw=1.5, color=colour, label=f"{index}")
         if episode.actions is not None:
             policy.plot(times, episode.actions[:, index], ".", ms=3, color=colour)
-    title = "action entries: mean (line), chosen (dots)"
+    title = "action entries: mean (line), sampled (dots)"
     if episode.actions is None:
         title = "probability of each action"
         policy.set_ylim(-0.04, 1.04)

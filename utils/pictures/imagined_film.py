@@ -1,4 +1,4 @@
-"""Films of dreams beside what happened, GIFs: an open loop in images, and a whole episode."""
+"""GIFs of imagined next to real episodes: an open loop in images, and a whole episode."""
 
 from functools import partial
 
@@ -9,19 +9,19 @@ from utils.pictures import film
 from utils.run.curves import GREY, VERMILION
 
 SIDE = 300  # pixels of a picture
-HEAD = 28  # of the words above it
+HEAD = 28  # height of the labels above it
 CURVES = 260  # height of the curves below
 
 
-def side_by_side(path, words, texts, strips):
-    """Write a film of pictures beside each other, with a word above each and a text below.
+def side_by_side(path, labels, texts, strips):
+    """Write a film of several strips in parallel, with a label above each and a text below.
 
-    Shapes: a word for each strip; T texts; T pictures, uint8 [SIDE, SIDE, 3], in each strip."""
-    film.write(path, partial(_pictures, words, texts, strips))
+    Shapes: one label per strip; T texts; T pictures, uint8 [SIDE, SIDE, 3], in each strip."""
+    film.write(path, partial(_pictures, labels, texts, strips))
 
 
-def _pictures(words, texts, strips):
-    image = _headed(words, HEAD)
+def _pictures(labels, texts, strips):
+    image = _labelled(labels, HEAD)
     pen = ImageDraw.Draw(image)
     for t, text in enumerate(texts):
         for column, strip in enumerate(strips):
@@ -32,10 +32,10 @@ def _pictures(words, texts, strips):
 
 
 def episode(path, title, frames, curves):
-    """Write the film of a real episode beside a dream, the curves of both below.
+    """Write the film of a real and an imagined episode, with the curves of both below.
 
-    Shapes: frames (real, dreamed), lists of pictures at the rows film.steps(T); curves
-    {name: (real [T], dreamed [T])}, nan where an episode is over."""
+    Shapes: frames (real, imagined), lists of pictures at the rows film.steps(T); curves
+    {name: (real [T], imagined [T])}, nan after the end of an episode."""
     length = len(next(iter(curves.values()))[0])
     panels = film.draw_panels((2 * SIDE, CURVES), title, len(curves), length,
                               partial(_draw, curves=curves, length=length))
@@ -43,20 +43,20 @@ def episode(path, title, frames, curves):
 
 
 def _episode(panels, frames):
-    image = _headed(("real", "dreamed"), CURVES)
+    image = _labelled(("real", "imagined"), CURVES)
     for t, *pictures in zip(film.steps(len(panels.columns)), *frames, strict=True):
         for column, picture in enumerate(pictures):
-            shown = Image.fromarray(picture).resize((SIDE, SIDE))
-            image.paste(shown, (column * SIDE, HEAD))
+            resized = Image.fromarray(picture).resize((SIDE, SIDE))
+            image.paste(resized, (column * SIDE, HEAD))
         panels.paste(image, (0, HEAD + SIDE), t)
         yield np.asarray(image)
 
 
-def _headed(words, below):
-    """A white picture with words above each column."""
-    image = Image.new("RGB", (len(words) * SIDE, HEAD + SIDE + below), "white")
-    for column, word in enumerate(words):
-        ImageDraw.Draw(image).text(((column + 0.5) * SIDE, HEAD // 2), word, "black", _font(),
+def _labelled(labels, below):
+    """A white picture with a label above each column."""
+    image = Image.new("RGB", (len(labels) * SIDE, HEAD + SIDE + below), "white")
+    for column, label in enumerate(labels):
+        ImageDraw.Draw(image).text(((column + 0.5) * SIDE, HEAD // 2), label, "black", _font(),
                                    anchor="mm")
     return image
 
@@ -66,9 +66,9 @@ def _font():
 
 
 def _draw(axes, curves, length):
-    for ax, (name, (real, dreamed)) in zip(axes, curves.items()):
+    for ax, (name, (real, imagined)) in zip(axes, curves.items()):
         ax.plot(real, lw=2.5, color=GREY, label="real")
-        ax.plot(dreamed, lw=2, ls="--", color=VERMILION, label="dreamed")
+        ax.plot(imagined, lw=2, ls="--", color=VERMILION, label="imagined")
         ax.set_title(name, loc="left")
     axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), borderpad=0, handlelength=1)
     axes[-1].set(xlabel="step of the episode", xlim=(0, max(1, length - 1)))

@@ -1,4 +1,4 @@
-"""How good a world model is, in numbers: errors, correlations, returns, calibration; numpy only.
+"""Quality measures of a world model: errors, correlations, returns, calibration; numpy only.
 
 Shapes: N starts, H steps, E environments of L rows, X the observation's axes.
 """
@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-FLAT = 1e-6  # a deviation below this is no variation: rounding
+FLAT = 1e-6  # standard deviations below this are rounding errors
 
 
 class Return(NamedTuple):
-    """Discounted returns of rows [E, L], and how much of their weight was really received."""
+    """Discounted returns of rows [E, L], and the share of their weight that was received."""
 
     total: np.ndarray
-    share: np.ndarray  # of 1: the rest was estimated; nan at last rows, which have no return
+    share: np.ndarray  # 0 to 1, the rest was bootstrapped; nan at last rows, which have no return
 
 
 class Calibration(NamedTuple):
-    """Rows in bins of their predicted chance: mean prediction, share that happened, rows [bins]."""
+    """Rows in bins of predicted probability: mean prediction, true share, count [bins]."""
 
     predicted: np.ndarray
     happened: np.ndarray
@@ -26,10 +26,10 @@ class Calibration(NamedTuple):
 
 
 def importance(x):
-    """Weights [X] of squared errors, under which predicting the mean of x [E, L, X] costs 1.
+    """Weights [X] of squared errors for which predicting the mean of x [E, L, X] has error 1.
 
-    Entries of a vector have units of their own: each counts by its own deviation, and not at all if
-    it never changes. The pixels of an image have one unit and count alike."""
+    Entries of a vector have different units: each is scaled by its own deviation, and constant
+    entries are ignored. The pixels of an image share one unit and have equal weights."""
     variance = x.reshape(-1, *x.shape[2:]).var(0, dtype=np.float64)
     if variance.ndim > 1:
         return np.full(variance.shape, 1.0 / max(variance.sum(), FLAT**2))
@@ -43,16 +43,16 @@ def squared_error(predicted, true, weights):
     return error.reshape(*error.shape[: error.ndim - weights.ndim], -1).sum(-1)
 
 
-def rms(squared, known=None):
-    """Root of the mean over starts, of those that are known: [N, H] -> [H]; nan where none is."""
-    known = np.ones(squared.shape, bool) if known is None else known
-    count = known.sum(0)
-    mean = np.where(known, squared, 0.0).sum(0) / np.maximum(count, 1)
+def rms(squared, valid=None):
+    """Root of the mean over the starts that are `valid`: [N, H] -> [H]; nan where none is."""
+    valid = np.ones(squared.shape, bool) if valid is None else valid
+    count = valid.sum(0)
+    mean = np.where(valid, squared, 0.0).sum(0) / np.maximum(count, 1)
     return np.where(count > 0, np.sqrt(mean), np.nan)
 
 
 def correlation(a, b):
-    """Pearson's, of arrays of one shape; nan where one of them does not vary."""
+    """Pearson's correlation of arrays of the same shape; nan if one of them is constant."""
     a, b = (np.asarray(part, float).ravel() for part in (a, b))
     if len(a) < 2 or a.std() < FLAT or b.std() < FLAT:
         return float("nan")
@@ -60,10 +60,10 @@ def correlation(a, b):
 
 
 def returns(rows, values, discount):
-    """G_t = r_{t+1} + γ G_{t+1}, backwards from the end of the world, where G is 0
+    """G_t = r_{t+1} + γ G_{t+1}, backwards from a termination, where G is 0
 
-    Where a time limit or the end of the recording cuts an episode, the value of its last row stands
-    for what would have come, as in training.
+    Where a time limit or the end of the recording cuts an episode, the value of its last row
+    bootstraps the rest, as in training.
 
     Shapes: rows.r, is_last, is_terminal, values [E, L] -> Return of [E, L]."""
     envs, length = values.shape
@@ -80,20 +80,20 @@ def returns(rows, values, discount):
     return Return(total, share)
 
 
-def calibration(chances, happened, bins=10):
-    """How often what had a chance of 0.7 happened: [...] and booleans [...] -> Calibration"""
-    chances, happened = np.ravel(chances), np.ravel(happened)
-    place = np.minimum((chances * bins).astype(int), bins - 1)
+def calibration(probs, happened, bins=10):
+    """Predicted probabilities [...] against booleans [...], in bins: -> Calibration"""
+    probs, happened = np.ravel(probs), np.ravel(happened)
+    place = np.minimum((probs * bins).astype(int), bins - 1)
     rows = np.bincount(place, minlength=bins)
     some = np.maximum(rows, 1)
-    predicted = np.bincount(place, chances, bins) / some
+    predicted = np.bincount(place, probs, bins) / some
     return Calibration(predicted, np.bincount(place, happened, bins) / some, rows)
 
 
 def plane(s):
-    """The two directions in which states [N, F] differ most: coordinates [N, 2], shares [2]
+    """The first two principal components of states [N, F]: coordinates [N, 2], variance shares [2]
 
-    Principal components, by way of the products of states [N, N]: F may be large."""
+    Computed from the products of states [N, N], because F may be large."""
     centred = np.asarray(s, float) - np.mean(s, 0, dtype=float)
     squares, vectors = np.linalg.eigh(centred @ centred.T)
     squares, vectors = np.maximum(squares[:-3:-1], 0.0), vectors[:, :-3:-1]
@@ -101,9 +101,9 @@ def plane(s):
 
 
 def usage(z):
-    """How often each class of each latent is drawn, and how many it uses: [N, S, K] -> [S, K], [S]
+    """Share of each class of each latent, and number of classes in use: [N, S, K] -> [S, K], [S]
 
-    The number is exp of the entropy: K where all are used alike, 1 where it is always the same."""
+    The number is the exponential of the entropy: K for uniform use, 1 for a single class."""
     shares = np.mean(z, 0, dtype=float)
     entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), -1)
     return shares, np.exp(entropy)

@@ -1,7 +1,7 @@
-"""What an observation says of the world: names of its entries, and the world drawn from it alone.
+"""Observations as pictures: names of their entries, and the world drawn from an observation alone.
 
-So a dreamed observation is drawn as a real one. Where it does not tell the state of the world, the
-observation itself is drawn.
+This draws imagined observations like real ones. If an observation does not determine the state of
+the world, the observation itself is drawn.
 """
 
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ ENTRIES = {
     "Reacher-misc": ("cos of angle 1", "cos of angle 2", "sin of angle 1", "sin of angle 2",
                      "velocity 1", "velocity 2", "goal, x", "goal, y"),
 }
-# The parts of Gymnax's state that a drawing needs, as the observation tells them.
+# The parts of Gymnax's state that a drawing needs, computed from the observation.
 STATES = {
     "CartPole-v1": lambda x: {"x": x[0], "theta": x[2]},
     "Pendulum-v1": lambda x: {"theta": np.arctan2(x[1], x[0]), "last_u": 0.0},
@@ -42,12 +42,12 @@ STATES = {
 
 
 def entries(env):
-    """A name for each entry of a vector, with its unit where it has one."""
+    """The name of each entry of a vector, with its unit if it has one."""
     return ENTRIES.get(env.name) or [f"entry {number}" for number in range(env.x_shape[0])]
 
 
 def scene(env, x):
-    """The world as an observation tells it: x [X] -> uint8 [SIZE, SIZE, 3]"""
+    """Draw the world from an observation: x [X] -> uint8 [SIZE, SIZE, 3]"""
     if env.is_image:
         return enlarged(coloured(env, x), SIZE)
     if env.name not in STATES:
@@ -56,10 +56,10 @@ def scene(env, x):
 
 
 def coloured(env, x):
-    """An image of any number of channels, of 0 to 255, in colours: [..., H, W, C] -> [..., H, W, 3]
+    """Colour an image of C channels with values 0 to 255: [..., H, W, C] -> [..., H, W, 3]
 
-    Three channels are red, green and blue, unless the environment gives each its meaning; else each
-    has a colour, and what is uncertain is pale."""
+    Three channels are red, green and blue, unless the environment defines their meaning; otherwise
+    each channel has its own colour, and uncertain pixels are pale."""
     shares = np.clip(np.asarray(x, float) / 255.0, 0.0, 1.0)
     if shares.shape[-1] == 3 and env.name not in MINATAR:
         return (255 * shares).astype(np.uint8)
@@ -70,9 +70,10 @@ def coloured(env, x):
     return (paint + np.maximum(0.0, 1.0 - total) * ImageColor.getrgb(GROUND)).astype(np.uint8)
 
 
-def differences(true, guess):
-    """How far two images are apart, from white to red: [..., H, W, C] -> uint8 [..., H, W, 3]"""
-    error = np.abs(np.asarray(true, float) - np.asarray(guess, float)).max(-1, keepdims=True) / 255
+def differences(true, predicted):
+    """The difference of two images, from white to red: [..., H, W, C] -> uint8 [..., H, W, 3]"""
+    error = np.abs(np.asarray(true, float) - np.asarray(predicted, float)) / 255
+    error = error.max(-1, keepdims=True)
     red, white = (np.array(ImageColor.getrgb(name), float) for name in (VERMILION, "white"))
     return (white + error * (red - white)).astype(np.uint8)
 
@@ -82,7 +83,7 @@ def _palette(channels):
 
 
 def enlarged(picture, side):
-    """A picture in the middle of a white square, its pixels sharp: -> uint8 [side, side, 3]"""
+    """Enlarge a picture with sharp pixels onto a white square: -> uint8 [side, side, 3]"""
     zoom = side / max(picture.shape[:2])
     height, width = (round(zoom * size) for size in picture.shape[:2])
     square = Image.new("RGB", (side, side), "white")

@@ -1,7 +1,7 @@
-"""The page of a report: one HTML file that holds its pictures, and the words beside each figure.
+"""The page of a report: one HTML file with the pictures and captions of all figures.
 
-The page needs no server, no other file and no outside address. `CAPTIONS` has the figures in the
-order of the page.
+The page needs no server, no other files and no network. `CAPTIONS` lists the figures in the order
+of the page.
 """
 
 import base64
@@ -33,7 +33,7 @@ p { margin: 0.5rem 0; }
 
 
 class Caption(NamedTuple):
-    """What stands above and below a figure."""
+    """The title and the text of a figure."""
 
     title: str
     shows: str
@@ -43,75 +43,76 @@ class Caption(NamedTuple):
 CAPTIONS = {
     "learning": Caption(
         "Learning",
-        "Returns, and all that the updates left in metrics.jsonl, against environment steps. The "
-        "entropy of prior and posterior is summed over the latents; the return range is what "
-        "advantages are divided by.",
-        "Returns rise and stay; decoder, reward and continue losses fall; prior and posterior keep "
-        "an entropy above 0 and come close to each other; the policy's entropy falls, but not to 0 "
-        "at once. A dynamics loss that stays at the free bits, a ratio of 1, may mean that the "
-        "latents hold nothing: then lower the free bits or raise the scale of the prediction "
-        "loss."),
+        "Returns, losses and other metrics of metrics.jsonl, against environment steps. The "
+        "entropies of prior and posterior are summed over the latents; advantages are divided by "
+        "the return range.",
+        "Returns rise and stay high; decoder, reward and continue losses fall. Prior and posterior "
+        "keep an entropy above 0 and approach each other. The policy's entropy falls, but not "
+        "to 0 at once. If the dynamics loss stays at the free bits (a ratio of 1), the latents "
+        "may carry no information: lower the free bits or raise the scale of the prediction loss."),
     "open-loop": Caption(
         "Open loop",
-        "The world model sees the first steps of an episode and dreams on with the actions that "
-        "were really taken. Of whole episodes, one is shown in which much changes. The error is "
-        "that of the mean of the dreams, over all episodes compared, each while it lasts.",
-        "What happened lies within the dreams, which spread where the future is uncertain. The "
-        "error starts far below both guesses and reaches them late; for the steps that training "
-        "dreams, 15 as shipped, it should stay below a third of \u201cno change\u201d."),
+        "The world model observes the first steps of an episode and then imagines the rest, given "
+        "the actions that were really taken. The panels show one full-length episode with much "
+        "change. The error is that of the mean of the imagined rollouts, averaged over all "
+        "episodes until they end. Two baselines: \u201cno change\u201d repeats the last "
+        "observation, \u201cthe mean\u201d always predicts the average observation.",
+        "The real episode stays within the imagined rollouts, which spread where the future is "
+        "uncertain. The error starts far below both baselines and reaches them late. Within the "
+        "imagination horizon of training (15 steps by default) it should stay below a third of "
+        "\u201cno change\u201d."),
     "imagined": Caption(
         "Imagined against real",
-        "The policy acts in dreams and in the environment from the same starts, half of them from "
-        "among random actions. Where the policy or the world is random, no dream can foresee one "
-        "real episode exactly: how well the mean of other real episodes from the same start "
-        "foretells it is about the least error that is possible.",
-        "The dream is as good as other real episodes, and better than \u201cno change\u201d and "
-        "\u201cthe mean\u201d, for as many steps as training dreams."),
+        "The policy acts in imagination and in the environment from the same start states, half of "
+        "them reached by random actions. If the policy or the environment is random, no model can "
+        "predict a single real episode exactly. The mean of other real episodes from the same "
+        "start shows the smallest error one can expect.",
+        "Within the imagination horizon of training, imagination is as accurate as other real "
+        "episodes, and better than \u201cno change\u201d and \u201cthe mean\u201d."),
     "heads": Caption(
         "Heads",
-        "Predicted against true reward of every row; the value against the discounted return that "
-        "was received, of the rows behind which most of it is known (what a time limit cuts off "
-        "is estimated by the value of the last row, as in training); and how often the world "
-        "really went on where the model gave it that chance.",
-        "Dots lie on the dashed line. Values may be too low in states that the policy seldom "
-        "sees. Ends of the world get a low chance of going on, all other rows one near 1."),
+        "Top: predicted against true reward of every row, and predicted value against the "
+        "discounted return that followed. Values are compared only where most of the return was "
+        "received; the rest is bootstrapped from the value of the last row, as in training. "
+        "Bottom: how often the world continued for each predicted continue probability.",
+        "Dots lie on the dashed line. Values may be too low in states that the policy rarely "
+        "visits. Terminal rows have a low continue probability, all other rows one near 1."),
     "latents": Caption(
         "Latents",
-        "Posterior states projected to the plane, each dot a row that was played; below, how often "
-        "each class of each latent is drawn, and how many classes each uses (the exponential of "
-        "its entropy).",
-        "Neighbours have like values and rewards: colours change smoothly or lie in patches. "
-        "Every latent uses more than one class; a latent with a single one is dead."),
+        "Posterior states projected to a plane, one dot per row. Below: how often each class of "
+        "each latent is sampled, and how many classes each latent uses (the exponential of its "
+        "entropy).",
+        "Neighbouring states have similar values and rewards: colours change smoothly or form "
+        "clusters. Every latent uses more than one class; a latent with a single one is dead."),
     "dream": Caption(
-        "A dream, drawn",
-        "A real episode and a dream that begins with its first observation, both drawn from "
-        "observations alone, with the policy acting in each. Once they differ, so do their "
-        "actions. The dream ends where the model holds that more likely than not.",
-        "The dream moves as the world does and nothing flickers or dissolves; its values and "
-        "chances of going on have the size of the real ones."),
+        "An imagined episode",
+        "A real and an imagined episode from the same first observation, both drawn from "
+        "observations alone. The policy acts in each, so once the states differ, the actions "
+        "differ too. The imagined episode ends where the model considers that more likely than "
+        "not.",
+        "The imagined episode moves like the real one, without flickering or dissolving; its "
+        "values and continue probabilities are of the same size."),
     "robustness": Caption(
         "Robustness",
-        "The numbers of the open loop and of the heads, by checkpoint, on the same episodes, "
-        "those of the best weights. A run keeps its last two checkpoints: what lies before "
-        "them is not here.",
-        "Little changes from one to the next: the error does not rise, the correlations do not "
-        "fall."),
+        "The scores of the open loop and of the heads by checkpoint, all on the same episodes, "
+        "played with the best weights. A run keeps only its last two checkpoints.",
+        "Little changes between checkpoints: errors do not rise and correlations do not fall."),
 }
 
 
 class Section(NamedTuple):
-    """A figure of the page: its pictures and words, or why there is none."""
+    """A figure of the page: its pictures and text, or the reason why it is missing."""
 
     name: str
     number: int
     caption: tuple  # title, what it shows, what a healthy one looks like
     pictures: tuple = ()  # paths
-    found: str = ""  # a sentence with what was measured
-    left_out: str = ""  # why, where there is no picture
+    found: str = ""  # a sentence with the measurements
+    left_out: str = ""  # the reason, if there is no picture
 
 
 def write(title, facts, sections):
-    """The page's text: a title, a line of facts, and a Section for each figure."""
+    """The HTML of the page: a title, a line of facts, and a Section for each figure."""
     links = "".join(f'<li><a href="#{part.name}">{html.escape(part.caption[0])}</a></li>'
                     for part in sections)
     body = "\n".join(_section(part) for part in sections)
@@ -151,13 +152,13 @@ def _section(part):
 
 
 def _picture(path, words):
-    """A picture as part of the page, with words for those who do not see it."""
+    """An embedded picture with an alternative text."""
     kind, data = Path(path).suffix[1:], Path(path).read_bytes()
     with Image.open(path) as image:
         width, height = image.size
     text = base64.b64encode(data).decode()
     image = (f'<img src="data:image/{kind};base64,{text}" width="{width}" height="{height}" '
              f'alt="{html.escape(words)}">')
-    if kind == "gif":  # it moves for ever: who does not want that can close it
+    if kind == "gif":  # it loops forever: readers can collapse it
         return f"<details open><summary>Film</summary>{image}</details>"
     return image

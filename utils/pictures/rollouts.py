@@ -1,7 +1,7 @@
-"""What a trained agent plays and dreams, as arrays: the material of the report's figures.
+"""Real episodes and imagined rollouts of a trained agent, as arrays for the report's figures.
 
-Shapes: E environments of L rows each (the time line of dreamer.py), N starts, M dreams of each,
-H steps. Stands on top of dreamer.py.
+Shapes: E environments of L rows each (the time line of dreamer.py), N starts, M imagined rollouts
+from each, H steps.
 """
 
 from functools import partial
@@ -10,70 +10,74 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import dreamer
 from gymnax_wrappers import Step
 
-ENVS, ROWS = 32, 512  # E and L of the episodes that are played
-RANDOM_ACTIONS = 40  # at most, with which each episode of the second half of them begins
+ENVS, ROWS = 32, 512  # E and L of the played episodes
+RANDOM_ACTIONS = 40  # maximum number at the start of episodes in the second half
 
 
 class Played(NamedTuple):
     """Rows of E environments [E, L, ...]."""
 
-    rows: dreamer.Row
-    env: Any  # the environments' states, to go on from
-    t: jax.Array  # place in the episode
-    is_random: jax.Array  # whether chance chose the action here, not the policy
+    rows: dreamer.Transition
+    env: Any  # the environments' states, to continue from
+    t: jax.Array  # step in the episode
+    is_random: jax.Array  # whether the action was random instead of the policy's
 
 
-class Said(NamedTuple):
-    """Posterior states of played rows, and what the heads say of them; [E, L, ...]."""
+class Inferred(NamedTuple):
+    """Posterior states of played rows, and the predictions of the heads; [E, L, ...]."""
 
     latent: dreamer.Latent
     r: jax.Array
-    c: jax.Array  # chance that the world goes on, without the discount
+    c: jax.Array  # probability that the world continues, without the discount
     values: jax.Array
 
 
 class Imagined(NamedTuple):
-    """H dreamed steps of N starts: means over M dreams [N, H, ...].
+    """H imagined steps from N starts: means over M rollouts [N, H, ...].
 
-    `alive` is the chance that the world has not ended so far, and `r` the reward times the chance
-    that it is still paid. `dreams` are the observations of the first start, [M, H, X]."""
+    `alive` is the probability that the world has not ended so far, and `r` the reward times the
+    probability that it is still paid. `rollouts` are the observations of the first start,
+    [M, H, X]."""
 
     x: jax.Array
     r: jax.Array
     alive: jax.Array
     values: jax.Array
-    dreams: jax.Array
+    rollouts: jax.Array
 
 
 @partial(jax.jit, static_argnums=(0, 2))
 def play(program, params, size, key):
-    """Episodes of E environments one after the other: size (E, L) -> Played
+    """Play consecutive episodes in E environments: size (E, L) -> Played
 
-    In the first half of the environments the agent acts alone; in the others each episode begins
-    with 1 to RANDOM_ACTIONS random actions, so that there are falls and odd states to foresee."""
-    networks, (envs, length), half = nnx.merge(program.networks, params), size, size[0] // 2
+    In the first half of the environments only the policy acts; in the others each episode starts
+    with 1 to RANDOM_ACTIONS random actions, so that failures and unusual states occur."""
+    networks, (envs, length) = dreamer.assemble(program, params), size
+    half = envs // 2
     start_key, play_key = jax.random.split(key)
-    shaken = jnp.linspace(1, RANDOM_ACTIONS, envs - half).round()
-    shaken = jnp.concatenate([jnp.zeros(half), shaken])
+    random_steps = jnp.linspace(1, RANDOM_ACTIONS, envs - half).round()
+    random_steps = jnp.concatenate([jnp.zeros(half), random_steps])
 
-    def step(player, key):
+    def step(actor, key):
         act_key, random_key, env_key = jax.random.split(key, 3)
-        t = player.length + ~player.now.is_first
-        latent, a = dreamer.act(networks, player.now, player.latent, player.a, act_key)
-        a = jnp.where((t < shaken)[:, None], _random_actions(program.env, random_key, envs), a)
-        row = dreamer.Row(*player.now, a, latent.h, jnp.argmax(latent.z, -1).astype(jnp.uint8))
-        env, now = jax.vmap(program.env.step)(jax.random.split(env_key, envs), player.env, a)
-        after = dreamer.Player(env, now, latent, a, player.total, t * ~player.now.is_last)
-        return after, Played(row, player.env, t, t < shaken)
+        timestep, t = actor.timestep, actor.length + ~actor.timestep.is_first
+        latent, a = dreamer.act(networks, timestep, actor.latent, actor.a, act_key)
+        random = _random_actions(program.env, random_key, envs)
+        a = jnp.where((t < random_steps)[:, None], random, a)
+        row = dreamer.transition(timestep, a, latent)
+        env, after = jax.vmap(program.env.step)(jax.random.split(env_key, envs), actor.env, a)
+        played = Played(row, actor.env, t, t < random_steps)
+        actor = actor._replace(env=env, timestep=after, latent=latent, a=a,
+                               length=t * ~timestep.is_last)
+        return actor, played
 
-    start = dreamer.start_playing(program, envs, start_key)
+    start = dreamer.start_episodes(program, envs, start_key)
     _, played = jax.lax.scan(step, start, jax.random.split(play_key, length))
-    return dreamer.time_first(played)
+    return dreamer.swap_time_and_batch(played)
 
 
 def _random_actions(env, key, envs):
@@ -84,30 +88,30 @@ def _random_actions(env, key, envs):
 
 
 @partial(jax.jit, static_argnums=0)
-def judge(program, params, rows, key):
-    """Posterior states of rows [E, L, ...] that begin with an episode, and the heads' words: Said
+def infer(program, params, rows, key):
+    """Posterior states and predictions of rows [E, L, ...] that start an episode: -> Inferred
 
-    Pictures are encoded one row at a time: all of them as float32 might not fit the memory."""
-    networks, model = nnx.merge(program.networks, params), program.config.model
+    Images are encoded one row at a time: all of them as float32 may not fit into memory."""
+    networks, model = dreamer.assemble(program, params), program.config.model
     envs, length = rows.r.shape
 
     def step(past, inputs):
-        (x, is_first, a), uniform = inputs
-        now = networks.world.encode(x), is_first
-        latent, _ = dreamer.observe_step(networks.world, *past, now, uniform)
+        (x, is_first, a), key = inputs
+        tokens = networks.world.encode(x)
+        latent, _ = dreamer.observe_step(networks.world, *past, tokens, is_first, key)
         return (latent, a), latent
 
-    nothing = dreamer.Latent(
+    start = dreamer.Latent(
         jnp.zeros((envs, model.deter)), jnp.zeros((envs, model.latents, model.classes)))
-    uniform = jax.random.uniform(key, (length, envs, model.latents))
-    inputs = dreamer.time_first((rows.x, rows.is_first, rows.a)), uniform
-    _, latent = jax.lax.scan(step, (nothing, jnp.zeros_like(rows.a[:, 0])), inputs)
-    latent = dreamer.time_first(latent)
-    return Said(latent, *_heads(program, networks, latent))
+    inputs = dreamer.swap_time_and_batch((rows.x, rows.is_first, rows.a))
+    keys = jax.random.split(key, length)
+    _, latent = jax.lax.scan(step, (start, jnp.zeros_like(rows.a[:, 0])), (inputs, keys))
+    latent = dreamer.swap_time_and_batch(latent)
+    return Inferred(latent, *_heads(program, networks, latent))
 
 
 def _heads(program, networks, latent):
-    """Reward, chance of going on, and value of states."""
+    """Reward, continue probability (undiscounted) and value of states."""
     s, config = dreamer.features(latent), program.config
     bins, discount = dreamer.value_bins(config.model.bins), 1.0 - 1.0 / config.learning.horizon
     c = jax.nn.sigmoid(networks.world.continue_(s)[..., 0])
@@ -117,19 +121,17 @@ def _heads(program, networks, latent):
 
 @partial(jax.jit, static_argnums=(0, 4))
 def imagine(program, params, start, actions, samples, keys):
-    """M dreams from each of N states, H steps long, one for each key: -> Imagined
+    """M imagined rollouts from each of N states, one step per key: -> Imagined
 
-    With true actions [N, H, A], or with the policy's own where `actions` is None."""
-    networks, n = nnx.merge(program.networks, params), len(start.h)
+    With the given actions [N, H, A], or those of the policy if `actions` is None."""
+    networks, n = dreamer.assemble(program, params), len(start.h)
     start, actions = jax.tree.map(lambda x: x.repeat(samples, 0), (start, actions))
 
     def step(carry, inputs):
         (latent, alive), (a, key) = carry, inputs
         action_key, latent_key = jax.random.split(key)
         a = networks.actor(dreamer.features(latent)).sample(action_key) if a is None else a
-        h = networks.world.recur(latent, a)
-        uniform = jax.random.uniform(latent_key, latent.z.shape[:-1])
-        latent = dreamer.Latent(h, dreamer.sample_onehot(uniform, networks.world.prior_probs(h)))
+        latent = dreamer.imagine_step(networks.world, latent, a, latent_key)
         r, c, values = _heads(program, networks, latent)
         x = decoded(networks.world, latent)
         parts = (x.reshape(n, samples, *x.shape[1:]),
@@ -138,34 +140,35 @@ def imagine(program, params, start, actions, samples, keys):
 
     inputs = None if actions is None else actions.swapaxes(0, 1), keys
     _, imagined = jax.lax.scan(step, (start, jnp.ones(n * samples)), inputs)
-    return dreamer.time_first(imagined)
+    return dreamer.swap_time_and_batch(imagined)
 
 
 def decoded(world, latent):
-    """x̂ in the units of the environment, or 0 to 255: -> [..., X]"""
+    """x̂ in the environment's units, or 0 to 255 for images: -> [..., X]"""
     x = world.decode(latent)
     return 255.0 * x if world.is_image else dreamer.symexp(x)
 
 
 @partial(jax.jit, static_argnums=0)
-def play_on(program, params, player, keys):
-    """Real rows [N, H + 1, ...] from the row where the player stands, H + 1 keys: -> Row"""
-    networks = nnx.merge(program.networks, params)
+def play_on(program, params, actor, keys):
+    """Continue real episodes from an ActorState, one row per key: -> Transition [N, H + 1, ...]"""
+    networks = dreamer.assemble(program, params)
 
-    def step(player, key):
-        player, row, _ = dreamer.play(program, networks, player, key)
-        return player, row
+    def step(actor, key):
+        actor, row, _ = dreamer.play(program, networks, actor, key)
+        return actor, row
 
-    return dreamer.time_first(jax.lax.scan(step, player, keys)[1])
+    return dreamer.swap_time_and_batch(jax.lax.scan(step, actor, keys)[1])
 
 
-def player_at(played, said, places, copies):
-    """The Player that stands at rows (environment, row), `copies` of each side by side."""
+def actor_at(played, inferred, places, copies):
+    """The ActorState at the rows `places` (environment, row), each repeated `copies` times."""
     e, t = places
-    before = np.maximum(t - 1, 0)  # of a first row, nothing is remembered anyhow
-    rows = played.rows
-    now = Step(*(getattr(rows, name)[e, t] for name in Step._fields))
-    latent = jax.tree.map(lambda x: x[e, before], said.latent)
-    env, zeros = jax.tree.map(lambda x: x[e, t], played.env), np.zeros(len(e), np.float32)
-    player = dreamer.Player(env, now, latent, rows.a[e, before], zeros, zeros.astype(np.int32))
-    return jax.tree.map(lambda x: x.repeat(copies, 0), player)
+    before = np.maximum(t - 1, 0)  # first rows ignore the past anyway
+    rows, zeros = played.rows, np.zeros(len(e), np.float32)
+    actor = dreamer.ActorState(
+        env=jax.tree.map(lambda x: x[e, t], played.env),
+        timestep=Step(**{name: getattr(rows, name)[e, t] for name in Step._fields}),
+        latent=jax.tree.map(lambda x: x[e, before], inferred.latent),
+        a=rows.a[e, before], episode_return=zeros, length=zeros.astype(np.int32))
+    return jax.tree.map(lambda x: x.repeat(copies, 0), actor)

@@ -1,7 +1,7 @@
-"""What a report looks into: a trained agent is asked, and the answers are arrays and numbers.
+"""The studies of a report: what a trained agent predicts, as arrays and scores.
 
-Each study takes the Material: fresh episodes, and what the world model says of them. It raises
-NothingToShow, one line, where the episodes do not suffice. Stands on top of dreamer.py.
+Each study takes the Material: fresh episodes and the world model's predictions for them. It raises
+NothingToShow, one line, if the episodes are insufficient.
 """
 
 from importlib import import_module
@@ -14,67 +14,68 @@ import numpy as np
 from utils.pictures import film, measures, rollouts
 from utils.run.arrays import unflatten
 
-WINDOW, CONTEXT = 50, 5  # rows of an open loop, and how many of them are seen
-SCORED = 15  # dreamed steps over which an open loop is scored
-STARTS, SAMPLES, REAL = 32, 16, 8  # of dreams; dreams of each; real episodes from each
-ENOUGH = 8  # episodes have to be so long
-DOTS = 1500  # states in a plane, and dots of a scatter
-KINDS = ("observation, 1 = always the mean", "reward", "chance that the world goes on")  # of errors
+WINDOW, CONTEXT = 50, 5  # rows of an open loop, and how many of them are observed
+SCORED = 15  # imagined steps over which an open loop is scored
+STARTS, SAMPLES, REAL = 32, 16, 8  # of rollouts; rollouts and real episodes per start
+ENOUGH = 8  # episodes must reach the window's length
+DOTS = 1500  # states in a projection
+# Titles of the errors.
+KINDS = ("observation (1 = predicting the mean)", "reward", "continue probability")
 SEED = 5  # of the report's own random numbers
 
 
 class NothingToShow(ValueError):
-    """The episodes, or what was logged, do not suffice for a figure."""
+    """The episodes or the logs are insufficient for a figure."""
 
 
 class Material(NamedTuple):
-    """Episodes, and what weights say of them; `scale` [X] makes squared errors comparable."""
+    """Episodes and the predictions of some weights; `scale` [X] normalises squared errors."""
 
     agent: Any
     params: Any
     played: rollouts.Played
-    said: rollouts.Said
+    inferred: rollouts.Inferred
     scale: np.ndarray
 
 
 class Beginnings(NamedTuple):
-    """Episodes [N, 3] to dream on, each (environment, first row, number of rows)."""
+    """Episodes [N, 3] to continue, each (environment, first row, number of rows)."""
 
-    context: int  # rows that are seen
+    context: int  # observed rows
     size: int  # rows of a window
     whole: np.ndarray  # episodes as long as the window
     others: np.ndarray  # episodes of any length
 
 
 class OpenLoop(NamedTuple):
-    """One window [W, X], dreams of it [M, W - context, X], errors over all windows by name."""
+    """One window [W, X], its imagined rollouts [M, W - context, X], errors over all windows."""
 
     context: int
     true: np.ndarray
-    dreams: np.ndarray
-    curves: dict  # {what is judged: [W - context]}
-    scores: dict  # {what is judged: error over the first SCORED steps}
+    imagined: np.ndarray
+    curves: dict  # {predictor: [W - context]}
+    scores: dict  # {predictor: error over the first SCORED steps}
     episodes: int
 
 
 def gather(agent):
-    """Play fresh episodes and look at them: -> Material"""
+    """Play fresh episodes and infer their states: -> Material"""
     size = rollouts.ENVS, rollouts.ROWS
     played = rollouts.play(agent.program, agent.params, size, jax.random.key(SEED))
     played = jax.device_get(played)
     scale = measures.importance(played.rows.x)
-    return seen_by(Material(agent, agent.params, played, None, scale), agent.params)
+    return with_weights(Material(agent, agent.params, played, None, scale), agent.params)
 
 
-def seen_by(material, params):
-    """The same episodes, seen by other weights."""
+def with_weights(material, params):
+    """The same episodes, with the predictions of other weights."""
     rows = material.played.rows
-    said = rollouts.judge(material.agent.program, params, rows, jax.random.key(SEED + 1))
-    return material._replace(params=params, said=jax.device_get(said))
+    inferred = rollouts.infer(material.agent.program, params, rows, jax.random.key(SEED + 1))
+    return material._replace(params=params, inferred=jax.device_get(inferred))
 
 
-def _dream(material, places, actions, samples, steps):
-    latent = jax.tree.map(lambda x: x[places], material.said.latent)
+def _imagine(material, places, actions, samples, steps):
+    latent = jax.tree.map(lambda x: x[places], material.inferred.latent)
     keys = jax.random.split(jax.random.key(SEED + 2), steps)
     program, params = material.agent.program, material.params
     return jax.device_get(rollouts.imagine(program, params, latent, actions, samples, keys))
@@ -89,10 +90,10 @@ def _episodes(rows):
 
 
 def open_loop(material):
-    """The beginnings of episodes, dreamed on with their true actions: -> OpenLoop
+    """Observe the start of episodes, then imagine the rest with the true actions: -> OpenLoop
 
-    An episode counts while it lasts. First among them, and shown, is one that is as long as the
-    window: of STARTS such episodes the one in which most changes."""
+    An episode counts until it ends. The first one, which is plotted, has the full length of the
+    window: of STARTS such episodes it is the one with the largest changes."""
     rows = material.played.rows
     if not material.scale.any():
         raise NothingToShow("the observation never changes")
@@ -100,22 +101,23 @@ def open_loop(material):
     x = rows.x[_places(rows, whole, size)]
     moved = _squared(material, x[:, :1], x).sum(1)
     chosen = np.concatenate([whole[moved.argmax()][None], others])
-    where, known = _places(rows, chosen, size), np.arange(size) < chosen[:, 2:]
+    where, valid = _places(rows, chosen, size), np.arange(size) < chosen[:, 2:]
     x, a = rows.x[where], rows.a[where][:, context - 1 : -1]
     places = tuple(part[:, context - 1] for part in where)
-    known = known[:, context:]
-    dreamed = _dream(material, places, a, SAMPLES, known.shape[1])
-    guesses = {"dream": dreamed.x, "no change": x[:, context - 1 : context],
-               "the mean": rows.x.mean((0, 1))}
-    squared = {name: _squared(material, guess, x[:, context:]) for name, guess in guesses.items()}
-    scores = {name: float(np.sqrt(part[:, :SCORED][known[:, :SCORED]].mean()))
+    valid = valid[:, context:]
+    imagined = _imagine(material, places, a, SAMPLES, valid.shape[1])
+    predictions = {"imagined": imagined.x, "no change": x[:, context - 1 : context],
+                   "the mean": rows.x.mean((0, 1))}
+    squared = {name: _squared(material, prediction, x[:, context:])
+               for name, prediction in predictions.items()}
+    scores = {name: float(np.sqrt(part[:, :SCORED][valid[:, :SCORED]].mean()))
               for name, part in squared.items()}
-    curves = {name: measures.rms(part, known) for name, part in squared.items()}
-    return OpenLoop(context, x[0], dreamed.dreams, curves, scores, len(x))
+    curves = {name: measures.rms(part, valid) for name, part in squared.items()}
+    return OpenLoop(context, x[0], imagined.rollouts, curves, scores, len(x))
 
 
 def _beginnings(rows):
-    """Beginnings of windows of WINDOW rows, or as many as the longest episodes have."""
+    """Starts of windows of WINDOW rows, or fewer if the episodes are shorter."""
     episodes = np.stack(_episodes(rows), -1)
     lengths = episodes[:, 2]
     size = min(WINDOW, np.sort(lengths)[::-1][min(ENOUGH, len(lengths)) - 1])
@@ -127,68 +129,70 @@ def _beginnings(rows):
 
 
 def _places(rows, episodes, size):
-    """The first `size` rows of episodes [N, 3] (and of what follows them): -> ([N, W], [N, W])"""
+    """Indices of the first `size` rows from the start of episodes [N, 3]: -> ([N, W], [N, W])"""
     t = np.minimum(episodes[:, 1:2] + np.arange(size), rows.r.shape[1] - 1)
     return tuple(np.broadcast_arrays(episodes[:, :1], t))
 
 
-def _squared(material, guess, true):
-    return measures.squared_error(guess, true, material.scale)
+def _squared(material, predicted, true):
+    return measures.squared_error(predicted, true, material.scale)
 
 
 def imagined(material):
     """Errors of observation, reward and continuation while the policy acts: {title: curves}
 
-    Half of the starts are where actions were random, if any were. From each there are SAMPLES
-    dreams and REAL real episodes: the first of these is what is to be foreseen, and the others say
-    how well that can be done at all."""
-    rows, odd = material.played.rows, material.played.is_random
+    Half of the starts follow random actions, if there were any. Each has SAMPLES imagined rollouts
+    and REAL real episodes: the first real one is the target, and the others show how predictable it
+    is at all."""
+    rows, is_random = material.played.rows, material.played.is_random
     steps = int(min(WINDOW - CONTEXT, _episodes(rows)[2].max() - 1))
     if steps < 1:
         raise NothingToShow("no episode has two rows")
-    kinds = [np.argwhere(~rows.is_last & odd), np.argwhere(~rows.is_last & ~odd)]
+    kinds = [np.argwhere(~rows.is_last & is_random), np.argwhere(~rows.is_last & ~is_random)]
     places = np.concatenate([_spread(kind, STARTS // 2) for kind in kinds if len(kind)]).T
     places = tuple(places)
-    player = rollouts.player_at(material.played, material.said, places, REAL)
+    actor = rollouts.actor_at(material.played, material.inferred, places, REAL)
     keys = jax.random.split(jax.random.key(SEED + 3), steps + 1)
     program = material.agent.program
-    real = jax.device_get(rollouts.play_on(program, material.agent.params, player, keys))
+    real = jax.device_get(rollouts.play_on(program, material.agent.params, actor, keys))
     real = jax.tree.map(lambda part: part.reshape(-1, REAL, *part.shape[1:]), real)
-    return _compared(material, places, real, _dream(material, places, None, SAMPLES, steps))
+    rollout = _imagine(material, places, None, SAMPLES, steps)
+    return _compared(material, places, real, rollout)
 
 
 def _spread(rows, count):
-    """So many of the rows [N, ...], evenly spaced; a row may come twice where there are few."""
+    """`count` evenly spaced rows of [N, ...]; with few rows, some are repeated."""
     return rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
-def _compared(material, places, real, dream):
-    """Errors of dreams [N, H, ...] and of real episodes real [N, REAL, H + 1, ...]."""
+def _compared(material, places, real, imagined):
+    """Errors of imagined rollouts [N, H, ...] against real episodes [N, REAL, H + 1, ...]."""
     rows = material.played.rows
     before = np.cumsum(real.is_last, 2)[..., :-1] == 0  # the row belongs to the same episode
     ended = np.cumsum(real.is_terminal & np.cumprod(real.is_last.cumsum(2) <= 1, 2).astype(bool), 2)
     ended = ended[..., 1:] > 0
-    known, real = before | ended, jax.tree.map(lambda part: part[:, :, 1:], real)
+    valid, real = before | ended, jax.tree.map(lambda part: part[:, :, 1:], real)
     steps, later = np.arange(1, before.shape[2] + 1), ~rows.is_first
-    going_on = 1.0 - rows.is_terminal[later].mean()
+    continues = 1.0 - rows.is_terminal[later].mean()
     start = rows.x[places][:, None], rows.r[places][:, None], 1.0
-    mean = rows.x.mean((0, 1)), rows.r[later].mean(), going_on**steps
+    mean = rows.x.mean((0, 1)), rows.r[later].mean(), continues**steps
     truth = real.x, np.where(before, real.r, 0.0), 1.0 - ended
-    kinds, found = (before, known, known), {}
+    masks, found = (before, valid, valid), {}
     for index, title in enumerate(KINDS):
-        true, valid = truth[index], kinds[index]
+        true, mask = truth[index], masks[index]
         scale = material.scale if not index else np.ones(())
-        guesses = {"dream": dream[index], "no change": start[index], "the mean": mean[index],
-                   "other real episodes": _mean_of_others(true, valid)}
-        squared = {name: measures.squared_error(guess, true[:, 0], scale)
-                   for name, guess in guesses.items()}
-        found[title] = {name: measures.rms(part, valid[:, 0] & np.isfinite(part))
+        predictions = {"imagined": imagined[index], "no change": start[index],
+                       "the mean": mean[index],
+                       "other real episodes": _mean_of_others(true, mask)}
+        squared = {name: measures.squared_error(prediction, true[:, 0], scale)
+                   for name, prediction in predictions.items()}
+        found[title] = {name: measures.rms(part, mask[:, 0] & np.isfinite(part))
                         for name, part in squared.items()}
     return found
 
 
 def _mean_of_others(true, valid):
-    """The mean of real episodes but the first: [N, REAL, H, ...] -> [N, H, ...]; nan for none"""
+    """The mean of all but the first real episode: [N, REAL, H, ...] -> [N, H, ...]; nan for none"""
     others = valid[:, 1:].reshape(*valid[:, 1:].shape, *[1] * (true.ndim - 3))
     count = others.sum(1)
     mean = np.where(others, true[:, 1:], 0.0).sum(1) / np.maximum(count, 1)
@@ -196,51 +200,51 @@ def _mean_of_others(true, valid):
 
 
 class Heads(NamedTuple):
-    """Pairs {name: (true [N], predicted [N])}, and the chance of going on of every row."""
+    """Pairs {name: (true [N], predicted [N])}, and the continue probability of every row."""
 
     pairs: dict
     calibration: measures.Calibration
-    chances: tuple  # where the world went on, where it ended
-    scores: dict  # correlations, nan where what is foreseen never changes
-    received: float  # share of a return that was received, at least; the rest was estimated
+    probs: tuple  # continue probabilities of rows that continue, and of terminal rows
+    scores: dict  # correlations, nan if the target is constant
+    received: float  # minimum share of a return that was received; the rest is bootstrapped
 
 
 def heads(material):
-    """Rewards, values and continuation against what happened: -> Heads
+    """Predicted rewards, values and continuation against the true ones: -> Heads
 
-    A value is that of the policy: rows before a random action have no return."""
-    rows, said, learning = (
-        material.played.rows, material.said, material.agent.config.learning)
-    pairs, least = {"reward": (rows.r.ravel(), said.r.ravel())}, float("nan")
+    Values are those of the policy: rows before a random action have no return."""
+    rows, inferred, learning = (
+        material.played.rows, material.inferred, material.agent.config.learning)
+    pairs, least = {"reward": (rows.r.ravel(), inferred.r.ravel())}, float("nan")
     if learning.beta_critic:
-        received = measures.returns(rows, said.values, 1.0 - 1.0 / learning.horizon)
+        received = measures.returns(rows, inferred.values, 1.0 - 1.0 / learning.horizon)
         share = np.where(material.played.is_random, np.nan, received.share)
         if np.isfinite(share).any():
             least = 0.5 * float(np.nanmax(share))
             counts = share >= least
-            pairs["value"] = received.total[counts], said.values[counts]
-    went_on = ~rows.is_terminal
+            pairs["value"] = received.total[counts], inferred.values[counts]
+    continued = ~rows.is_terminal
     scores = {name: measures.correlation(*pair) for name, pair in pairs.items()}
-    scores["continuation"] = measures.correlation(went_on, said.c)
-    return Heads(pairs, measures.calibration(said.c, went_on),
-                 (said.c[went_on], said.c[~went_on]), scores, least)
+    scores["continuation"] = measures.correlation(continued, inferred.c)
+    return Heads(pairs, measures.calibration(inferred.c, continued),
+                 (inferred.c[continued], inferred.c[~continued]), scores, least)
 
 
 class Latents(NamedTuple):
-    """Posterior states in planes, their colours, how classes are used."""
+    """Posterior states projected to planes, their colours, the usage of classes."""
 
-    planes: dict  # {words of the axes: [N, 2]}
+    planes: dict  # {label of the axes: [N, 2]}
     colours: dict  # {title: [N]}
     usage: tuple
-    shares: np.ndarray  # [2] of the variance, in the first plane
+    shares: np.ndarray  # [2] of the variance in the first plane
 
 
 def latents(material):
-    """Posterior states projected to the plane: -> Latents"""
-    rows, said, played = material.played.rows, material.said, material.played
+    """Project posterior states to planes: -> Latents"""
+    rows, inferred, played = material.played.rows, material.inferred, material.played
     chosen = np.linspace(0, rows.r.size - 1, min(DOTS, rows.r.size)).astype(int)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[chosen],
-                        (said.latent, rows.r, said.values, played.t, rows.a))
+                        (inferred.latent, rows.r, inferred.values, played.t, rows.a))
     latent, r, values, t, a = flat
     s = np.concatenate([latent.h, latent.z.reshape(len(latent.z), -1)], -1)
     places, shares = measures.plane(s)
@@ -257,36 +261,36 @@ def latents(material):
 
 
 class Episode(NamedTuple):
-    """A real episode and a dream from its first row; T rows each, of which some are over."""
+    """A real episode and an imagined one from its first row; T rows each, padded after the end."""
 
     real: np.ndarray  # [., X]
-    dreamed: np.ndarray  # [., X]
-    curves: dict  # {name: (real [T], dreamed [T])}, nan where an episode is over
-    times: np.ndarray  # rows that are shown
+    imagined: np.ndarray  # [., X]
+    curves: dict  # {name: (real [T], imagined [T])}, nan after the end of an episode
+    times: np.ndarray  # rows to show
 
 
 def episode(material):
-    """The first episode, and one dream of the same length at most: -> Episode
+    """The first episode, and one imagined episode of at most its length: -> Episode
 
-    The dream is over where it has more likely ended than not."""
-    rows, said = material.played.rows, material.said
+    The imagined episode ends where it has more likely ended than not."""
+    rows, inferred = material.played.rows, material.inferred
     _, _, lengths = _episodes(rows)
     length = int(lengths[0])
     if length < 2:
         raise NothingToShow("the first episode has one row")
     place = np.zeros(1, int), np.zeros(1, int)
-    dream = _dream(material, place, None, 1, length - 1)
-    alive = np.append(1.0, dream.alive[0])
+    imagined = _imagine(material, place, None, 1, length - 1)
+    alive = np.append(1.0, imagined.alive[0])
     over = np.flatnonzero(alive < 0.5)
     end = int(over[0]) + 1 if len(over) else length
-    c = np.append(said.c[0, 0], alive[1:] / np.maximum(alive[:-1], 1e-9))
-    values = np.append(said.values[0, 0], dream.values[0])
-    curves = {"value": (said.values[0, :length], _until(end, values)),
-              "chance of going on": (said.c[0, :length], _until(end, c))}
+    c = np.append(inferred.c[0, 0], alive[1:] / np.maximum(alive[:-1], 1e-9))
+    values = np.append(inferred.values[0, 0], imagined.values[0])
+    curves = {"value": (inferred.values[0, :length], _until(end, values)),
+              "continue probability": (inferred.c[0, :length], _until(end, c))}
     if not material.agent.config.learning.beta_critic:
         del curves["value"]
-    dreamed = np.concatenate([rows.x[0, :1].astype(np.float32), dream.x[0]])
-    return Episode(rows.x[0, :length], dreamed[:end], curves, film.steps(length))
+    x = np.concatenate([rows.x[0, :1].astype(np.float32), imagined.x[0]])
+    return Episode(rows.x[0, :length], x[:end], curves, film.steps(length))
 
 
 def _until(end, values):
@@ -294,23 +298,23 @@ def _until(end, values):
 
 
 def robustness(material, checkpoints):
-    """The scores of open loop and heads by checkpoint: {title: {name: [N]}}, steps [N]
+    """The scores of open loop and heads by checkpoint: {title: {name: [N]}}
 
-    `checkpoints` is a list of (step, arrays), oldest first; the episodes stay the same."""
+    `checkpoints` is a list of (step, arrays), oldest first; all are scored on the same episodes."""
     prefix, errors, correlations = "agent/params/", [], []
     for _, arrays in checkpoints:
         params = unflatten(material.agent.params, {
             name.removeprefix(prefix): array for name, array in arrays.items()
             if name.startswith(prefix)})
-        other = seen_by(material, params)
+        other = with_weights(material, params)
         errors.append(open_loop(other).scores)
         correlations.append(heads(other).scores)
     panels = {f"open loop: error over {SCORED} steps": _by_name(errors),
-              "heads: correlation with what happened": _by_name(correlations)}
+              "heads: correlation with the true values": _by_name(correlations)}
     return {title: curves for title, curves in panels.items() if curves}
 
 
 def _by_name(scores):
-    """[{name: number}, ...] as {name: [number, ...]}, without those that are not numbers."""
+    """[{name: number}, ...] as {name: [number, ...]}, without names that have a nan."""
     curves = {name: [part[name] for part in scores] for name in scores[0]}
     return {name: values for name, values in curves.items() if np.isfinite(values).all()}

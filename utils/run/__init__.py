@@ -1,1 +1,1 @@
-"""A run on disk and on the screen: folder, logs, checkpoints, display, signals."""
+"""A run on disk and on screen: folder, logs, checkpoints, display, signals."""

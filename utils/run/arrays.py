@@ -1,4 +1,4 @@
-"""Trees to named arrays; those to one .npz file and back, without pickle, never half written."""
+"""Pytrees as named arrays, saved to one .npz file atomically and without pickle."""
 
 import zipfile
 from functools import partial
@@ -11,14 +11,14 @@ from utils.run.files import write
 
 
 def save(path, arrays):
-    """Write {name: array} to `path`, which holds the old file or the new one, never a part of it.
+    """Write {name: array} to `path` atomically: it holds the old file or the new one.
 
     Raises: ValueError for an array of Python objects; OSError where `path` cannot be written."""
     write(path, partial(_write, arrays))
 
 
 def _write(arrays, file):
-    # not np.savez: it takes the names as its own arguments, and so none may be called "file"
+    # not np.savez: its keyword arguments would exclude the name "file"
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -26,9 +26,9 @@ def _write(arrays, file):
 
 
 def load(path):
-    """The {name: array} that `save` wrote.
+    """Load the {name: array} that `save` wrote.
 
-    Raises: ValueError, one line, for a file that is no such archive or damaged; OSError."""
+    Raises: ValueError, one line, for a damaged file or one of another kind; OSError."""
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path}: is not a complete .npz file")
@@ -41,9 +41,9 @@ def load(path):
 
 
 def flatten(tree):
-    """A pytree of arrays as {"agent/critic/kernel": array}: its paths, joined by slashes.
+    """A pytree of arrays as {"agent/critic/kernel": array}, named by paths joined with slashes.
 
-    Raises: ValueError where two arrays would get one name."""
+    Raises: ValueError where two arrays would have the same name."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     arrays = {}
     for path, leaf in leaves:
@@ -57,7 +57,7 @@ def flatten(tree):
 def unflatten(tree_like, arrays):
     """The named arrays in the structure of `tree_like`, whose leaves need only shape and dtype.
 
-    Raises: ValueError naming the first array that is missing, too many, or of other shape or dtype.
+    Raises: ValueError naming the first array that is missing, unexpected, or of another shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree_like)
     wanted = {_name(path): leaf for path, leaf in leaves}
@@ -78,7 +78,7 @@ def _is_key(leaf):
 
 
 def _plain(leaf):
-    """A random key as the numbers it is made of; anything else as it is."""
+    """The numbers of a random key; anything else unchanged."""
     return jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
 
 
@@ -87,7 +87,7 @@ def _like(leaf, array):
 
 
 def _name(path):
-    # an nnx parameter is a box around its array: its `.value` says nothing that a reader wants
+    # an nnx parameter wraps its array: `.value` would only clutter the name
     return jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
 
 

@@ -1,15 +1,15 @@
-"""Saved states of a run: everything that a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to resume as if it had never stopped.
 
-A checkpoint of step N in the folder RUN/checkpoints is
+A checkpoint of step N in the folder RUN/checkpoints consists of
 
-    N.json          the record, written last: the checkpoint exists when this file does
+    N.json          the record, written last: the checkpoint exists once this file does
     N.npz           weights, slow critic, optimiser, return range, environments, random keys, the
                     weights of the best evaluation, latents of the replay
     rows-A-B.npz    rows A to B - 1 of every ring of the replay, written once, shared by checkpoints
 
-Training refreshes the latents of replayed rows, so they are saved each time; what the rows hold
-besides never changes. The record names the SHA-256 of every file and of itself. Only arrays and
-JSON are read: opening a stranger's checkpoint runs no code.
+Training refreshes the latents of replayed rows, so they are saved each time; the rest of a row
+never changes. The record has the SHA-256 of every file and of itself. Only arrays and JSON are
+read, so opening someone else's checkpoint runs no code.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from utils.core.replay import ring_size
 from utils.run.arrays import load, save
 from utils.run.files import replace
 
-FORMAT = 1
+FORMAT = 2  # format 1 had no actor state; such runs cannot be resumed
 KEEP = 2  # checkpoints
-REFRESHED = ("h", "z")  # columns of the replay that training writes anew
+REFRESHED = ("h", "z")  # columns of the replay that training overwrites
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read.
+    """A checkpoint in memory.
 
-    `rows` holds the living rows of the replay, [E, n, ...] by column, oldest first, or None."""
+    `rows` holds the current rows of the replay, [E, n, ...] by column, oldest first, or None."""
 
     record: dict
     arrays: dict
@@ -46,12 +46,12 @@ class Checkpoints:
         self.folder = Path(run) / "checkpoints"
 
     def save(self, record, arrays, replay=None):
-        """Write a checkpoint of step record["step"], then forget all but the last two.
+        """Write a checkpoint of step record["step"], then delete all but the last two.
 
-        `arrays` {name: array}; `replay` a Replay of host arrays [E, C, ...], or None to leave it
-        out. Nothing of an older checkpoint is touched before the new one stands.
+        `arrays` is {name: array}; `replay` is a Replay of host arrays [E, C, ...], or None to omit
+        it. Older checkpoints are untouched until the new one is complete.
 
-        Raises: OSError where the folder cannot be written, then the older ones are whole."""
+        Raises: OSError where the folder cannot be written; the older ones then stay complete."""
         self.folder.mkdir(exist_ok=True)
         name, files, written = f"{record['step']:010}", {}, 0
         if replay is not None:
@@ -64,39 +64,39 @@ class Checkpoints:
         self._forget()
 
     def load(self, warn):
-        """The newest checkpoint that is whole; `warn` is called with a line for each that is not.
+        """Load the newest intact checkpoint; `warn` is called with a line for each damaged one.
 
-        Raises: ValueError, one line, where there is none."""
+        Raises: ValueError, one line, if there is none."""
         for saved in self.newest_first(warn):
             return saved
-        raise ValueError(f"{self.folder.parent}: holds no checkpoint"
-                         + (" that is whole" if self._records() else " yet"))
+        raise ValueError(f"{self.folder.parent}: contains no "
+                         + ("intact checkpoint" if self._records() else "checkpoint yet"))
 
     def newest_first(self, warn):
-        """Yields each checkpoint that is whole; `warn` is called with a line for each other."""
+        """Yields each intact checkpoint; `warn` is called with a line for each damaged one."""
         for path in reversed(self._records()):
             try:
                 yield self._read(path)
             except (ValueError, FileNotFoundError) as error:
-                warn(f"{error}; the checkpoint before it is tried")
+                warn(f"{error}; trying the checkpoint before it")
 
     def forget_after(self, step):
-        """Delete the records of later steps: the run goes on from this one."""
+        """Delete the records of later steps: the run resumes from this one."""
         for path in self._records():
             if int(path.stem) > step:
                 path.unlink()
 
     def last_step(self):
-        """Step of the newest checkpoint, None where there is none."""
+        """The step of the newest checkpoint, None if there is none."""
         return max((int(path.stem) for path in self._records()), default=None)
 
     def _records(self):
         return sorted(self.folder.glob("[0-9]*.json"))
 
     def _save_rows(self, replay):
-        """The living rows that no file holds yet, into a file -> {file: SHA-256} of all of them."""
+        """Write the rows that no file holds yet -> {file: SHA-256} of all row files."""
         written, size = int(replay.written), ring_size(replay)
-        files, end = {}, max(0, written - size)  # where the living rows begin
+        files, end = {}, max(0, written - size)  # where the current rows begin
         for path in self._records()[-1:]:
             for name, digest in _record(path)["files"].items():
                 if name.startswith("rows-") and _span(name)[1] > end:
@@ -116,10 +116,10 @@ class Checkpoints:
         arrays = load(self.folder / f"{path.stem}.npz")
         parts = [load(self.folder / name) | {"span": _span(name)}
                  for name in record["files"] if name.startswith("rows-")]
-        return Saved(record, *_apart(arrays, parts))
+        return Saved(record, *_split(arrays, parts))
 
     def _forget(self):
-        """Delete the checkpoints before the last two, and the files that none of these needs."""
+        """Delete all but the last two checkpoints, and the files that these do not need."""
         for path in self._records()[:-KEEP]:
             path.unlink()
         needed = {name for path in self._records() for name in _record(path)["files"]}
@@ -129,29 +129,29 @@ class Checkpoints:
 
 
 def _latents(replay):
-    """The refreshed columns of the living rows, oldest first, as arrays by name."""
+    """The refreshed columns of the current rows, oldest first, as {name: array}."""
     written, size = int(replay.written), ring_size(replay)
     places = np.arange(max(0, written - size), written) % size
     rows = replay.rows._asdict()
     return {f"replay/{column}": rows[column][:, places] for column in REFRESHED}
 
 
-def _apart(arrays, parts):
-    """Arrays of a file -> those of the state, and the living rows [E, n, ...], oldest first."""
+def _split(arrays, parts):
+    """Arrays of a file -> those of the state, and the current rows [E, n, ...], oldest first."""
     state = {name: array for name, array in arrays.items() if not name.startswith("replay/")}
     if not parts:
         return state, None
     rows = {name.removeprefix("replay/"): arrays[name] for name in arrays if name not in state}
-    living = rows[REFRESHED[0]].shape[1]
+    count = rows[REFRESHED[0]].shape[1]
     parts = sorted(parts, key=lambda part: part["span"])
     for column in parts[0].keys() - {"span"}:
         joined = np.concatenate([part[column] for part in parts], axis=1)
-        rows[column] = joined[:, joined.shape[1] - living:]
+        rows[column] = joined[:, joined.shape[1] - count:]
     return state, rows
 
 
 def _record(path):
-    """The record in a JSON file; ValueError where it is not what was written."""
+    """Read and verify the record in a JSON file. Raises: ValueError if it is damaged."""
     try:
         text = json.loads(path.read_text(encoding="utf-8"))
         record, digest = text["record"], text["sha256"]
@@ -162,7 +162,7 @@ def _record(path):
     if record["format"] != FORMAT:
         raise ValueError(f"{path}: has format {record['format']}, expected {FORMAT}")
     if any(Path(name).name != name for name in record["files"]):
-        raise ValueError(f"{path}: names files of other folders")
+        raise ValueError(f"{path}: names files in other folders")
     return record
 
 
@@ -173,7 +173,7 @@ def _span(name):
 
 
 def _write(path, arrays):
-    """Write arrays -> the SHA-256 of the file."""
+    """Write arrays to a file -> its SHA-256."""
     save(path, arrays)
     return _digest(path)
 

@@ -1,30 +1,33 @@
-"""Pictures of a run: its learning curve and losses, and the curves of several seeds.
+"""Plots of a run: its learning curve and losses, and the curves of several seeds.
 
-matplotlib is imported where it is used: a training run needs it only at its end.
+matplotlib is imported where it is used, because training needs it only at the end.
 """
 
 import json
 import math
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; without yellow, faint on white
+# Okabe and Ito's palette for colour-blind readers, without yellow, which is faint on white
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#666666"
+LIGHT = "#BBBBBB"  # of secondary lines
 SEED_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE)
-SEED_STYLES = ("-", ":", "-.")  # the colours' first, second and third round
-# Student's t of the two-sided 95% interval for 2, 3, ... 10 seeds, then the normal's.
+SEED_STYLES = ("-", ":", "-.")  # for the first, second and third cycle of colours
+FEW_SEEDS = (ORANGE, GREEN, PURPLE, SKY)  # next to a blue mean; more seeds are grey
+# Student's t of the two-sided 95% interval for 2, 3, ... 10 seeds, then of the normal.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 1.96)
 PICTURE = "learning_curve.png"  # of a run
 WINDOW = 20  # episodes of the running mean
-COLUMNS = 3  # loss panels side by side
-LOG_RATIO = 20  # a positive loss that spans more than this is drawn on a log axis
+COLUMNS = 3  # loss panels in a row
+LOG_RATIO = 20  # positive values that span more than this factor have a log axis
 STYLE = Path(__file__).with_name("style.mplstyle")  # of every picture
 
 
 def learning_curve(path, title, train, evaluations, losses, solved=None):
-    """Draw returns, and below them every loss, against environment steps, into a PNG file.
+    """Plot returns, and below them every loss, against environment steps, into a PNG file.
 
     Shapes: train (steps, returns), one entry per finished episode; evaluations (steps, means,
     half widths of the 95% intervals); losses {name: (steps, values)}; any of them may be empty."""
@@ -46,37 +49,52 @@ def learning_curve(path, title, train, evaluations, losses, solved=None):
 
 
 def seeds_curve(path, title, curves, solved=None):
-    """Draw one thin line per seed and their mean, bold, into a PNG file.
+    """Plot the mean over seeds with its 95% band, and each seed as a thin line, into a PNG file.
+
+    A few seeds have their own colours; more are grey. The text is legible at half size.
 
     Shapes: curves is a list of (seed, steps, returns)."""
     import matplotlib
     from matplotlib.figure import Figure
 
     curves = [curve for curve in curves if len(curve[1])]
+    few = 1 < len(curves) <= len(FEW_SEEDS)
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(11, 5.5), layout="constrained")
+        figure = Figure(figsize=(6, 4.1 if few else 3.6), layout="constrained")
         ax = figure.add_subplot()
-        for index, (seed, steps, returns) in enumerate(curves):
-            turn, colour = divmod(index, len(SEED_COLOURS))
-            ax.plot(steps, returns, SEED_STYLES[turn % len(SEED_STYLES)], lw=1.3,
-                    color=SEED_COLOURS[colour], label=f"seed {seed}")
+        for (seed, steps, returns), colour in zip(curves, cycle(FEW_SEEDS)):
+            ax.plot(steps, returns, lw=1.2 if few else 0.7, color=colour if few else LIGHT,
+                    label=f"seed {seed}")
         if curves:
-            steps, mean, half = mean_curve(curves)
-            ax.fill_between(steps, mean - half, mean + half, color="black", alpha=0.12, lw=0,
-                            label="95% interval")
-            ax.plot(steps, mean, color="black", lw=3.5, label=f"mean of {len(curves)}")
+            _draw_mean(ax, curves)
         else:
             _say_empty(ax, "no evaluation yet")
-        _draw_solved(ax, solved)
-        scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=6)
-        ax.set(title=title, xlabel="environment steps", ylabel="evaluation return")
-        if ax.lines:
-            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        if solved is not None:
+            ax.axhline(solved, ls="--", lw=1.8, color=VERMILION)
+            ax.set_title(f"solved: {solved:g}", loc="right", color=VERMILION, fontsize="medium")
+        scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=5)
+        ax.set(xlabel="environment steps", ylabel="evaluation return")
+        ax.set_title(title, loc="left", fontsize="medium")
+        if few:
+            figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                          columnspacing=1.2, handlelength=1.2)
         figure.savefig(path, format="png")
 
 
+def _draw_mean(ax, curves):
+    """Plot the labelled mean over seeds and its 95% band, clipped to the range of returns."""
+    steps, mean, half = mean_curve(curves)
+    all_returns = np.concatenate([returns for _, _, returns in curves])
+    low, high = (np.clip(mean + side * half, all_returns.min(), all_returns.max())
+                 for side in (-1, 1))
+    ax.fill_between(steps, low, high, color=BLUE, alpha=0.2, lw=0)
+    ax.plot(steps, mean, color=BLUE, lw=3, label="_mean")
+    label = f"mean of {len(curves)} seeds\nwith 95% interval" if len(curves) > 1 else "one seed"
+    ax.text(0.98, 0.05, label, transform=ax.transAxes, ha="right", color=BLUE, weight="bold")
+
+
 def running_mean(values, window=WINDOW):
-    """Mean of each value and up to window - 1 before it.
+    """The mean of each value and up to window - 1 values before it.
 
     Shapes: [N] -> [N]."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -86,7 +104,7 @@ def running_mean(values, window=WINDOW):
 
 
 def mean_curve(curves):
-    """Mean over seeds, interpolated, where all of them have data, and half its 95% interval.
+    """Interpolated mean over seeds, where all have data, and half its 95% interval.
 
     Shapes: -> steps [N], means [N], half widths [N], which are 0 for a single seed."""
     first = max(steps[0] for _, steps, _ in curves)
@@ -109,7 +127,7 @@ def mean_interval(values):
 
 
 def draw_returns(ax, train, evaluations, solved):
-    """Draw the returns of training episodes and evaluations, and what counts as solved."""
+    """Plot the returns of training episodes and evaluations, and the solved threshold."""
     steps, returns = train
     if len(steps):
         ax.plot(steps, returns, ".", ms=5, alpha=0.6, color=SKY, label="training episode")
@@ -140,7 +158,7 @@ def _draw_losses(figure, grid, losses, last):
 
 
 def scale_loss(ax, values):
-    """A log axis where positive values span much, with room between the numbers beside it."""
+    """Use a log axis for positive values with a wide range, with few enough tick labels."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
@@ -157,7 +175,7 @@ def _draw_solved(ax, solved):
 
 
 def scale_steps(ax, last, ticks):
-    """An axis of environment steps, from 0 to the last."""
+    """Format the axis of environment steps, from 0 to the last step."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_xlim(0, 1.01 * last)
@@ -170,12 +188,12 @@ def _say_empty(ax, text):
 
 
 def last_step(series):
-    """The greatest step of all, and 1 where there is none."""
+    """The last step of all series, at least 1."""
     return max([1, *(steps[-1] for steps in series if len(steps))])
 
 
 def draw_run(folder, title, solved=None):
-    """Draw learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl."""
+    """Plot learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl."""
     metrics, scores = (rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
     train = ([row["step"] for row in scores], [row["return"] for row in scores])
     steps, means = series(metrics, "charts/eval_return")
@@ -187,19 +205,19 @@ def draw_run(folder, title, solved=None):
 
 
 def draw_seeds(folder, env, runs, solved=None):
-    """Draw learning_curve.png of a folder from the evaluations of its runs, one for each seed."""
+    """Plot learning_curve.png of a folder from the evaluations of its runs, one per seed."""
     curves = [(run.name.removeprefix("seed-"),
                *series(rows(run / "metrics.jsonl"), "charts/eval_return")) for run in runs]
     seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved)
 
 
 def rows(path):
-    """The whole rows of a JSON lines file: a run that was cut off may have left half of one."""
+    """The complete rows of a JSON lines file: an interrupted run may leave a partial one."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def series(rows, name):
-    """(steps, values) of one quantity in the rows that hold it."""
+    """(steps, values) of one quantity in the rows that contain it."""
     found = [(row["step"], row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]

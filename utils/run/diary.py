@@ -1,4 +1,4 @@
-"""What the host remembers of a run between chunks: episodes, scores, speed."""
+"""The host's state of a run between chunks: episodes, scores, speed."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ import numpy as np
 from utils.run.display import Progress
 from utils.run.logger import Logger
 
-RECENT = 20  # training episodes in the mean that is shown
-# The order in which an update computes what is logged, by the beginnings of the names.
+RECENT = 20  # training episodes in the displayed mean
+# Prefixes of the metrics, in the order in which an update computes them.
 COMPUTED = ("latents/", "losses/decoder", "losses/reward", "losses/continue", "losses/prediction",
-            "losses/dynamics", "losses/representation", "dream/", "losses/critic",
+            "losses/dynamics", "losses/representation", "imagination/", "losses/critic",
             "losses/replay_critic", "actor/", "losses/actor", "optimizer/")
 
 
 @dataclass
 class Diary:
-    """Takes what each chunk leaves, writes it down and shows it.
+    """Logs and displays the results of each chunk.
 
-    `began` is the clock (`time.perf_counter`) at the program's start, `solved` the return that
-    counts as solved, None where there is none."""
+    `began` is `time.perf_counter()` at the program's start, `solved` the return that counts as
+    solved, None if undefined."""
 
     logger: Logger
     display: Any  # a Display, or a Member of several agents' Board
@@ -33,15 +33,15 @@ class Diary:
     updates: int = 0
     score: float | None = None  # mean return of the last evaluation
     best: float | None = None
-    best_step: int | None = None  # where the best was, the last one of equals
-    _recent: list = field(default_factory=list)  # returns of the last training episodes
-    _new: list = field(default_factory=list)  # episodes that no row of metrics has yet
-    _compiled: tuple | None = None  # (steps, updates, clock) when the first chunk was done
+    best_step: int | None = None  # its step; of equal evaluations the last
+    _recent: list = field(default_factory=list)  # returns of the latest training episodes
+    _new: list = field(default_factory=list)  # episodes not yet in a row of metrics
+    _compiled: tuple | None = None  # (steps, updates, clock) after the first chunk
 
     def check(self, steps, metrics):
-        """Is all finite that the updates of the last `steps` steps left? To ask before `episodes`.
+        """Check that the metrics of the last `steps` steps are finite; call it before `episodes`.
 
-        Raises: FloatingPointError naming the first quantity that is not, and its update."""
+        Raises: FloatingPointError naming the first non-finite quantity, and its update."""
         metrics = {name: np.asarray(value) for name, value in metrics.items()}
         bad = {name: np.flatnonzero(~np.isfinite(value)) for name, value in metrics.items()}
         bad = {name: int(places[0]) for name, places in bad.items() if len(places)}
@@ -52,7 +52,7 @@ class Diary:
                                      f", before step {self.steps + steps:,}")
 
     def episodes(self, steps, rows):
-        """`steps` environment steps were made, and these episodes ended (rows for scores.jsonl).
+        """Record `steps` environment steps and the episodes that ended (rows for scores.jsonl).
 
         Raises: FloatingPointError for a return that is not finite."""
         self.steps += steps
@@ -64,9 +64,9 @@ class Diary:
         self.logger.episodes(rows)
 
     def chunk(self, updates, metrics):
-        """`updates` updates were made, with these metrics of each; an evaluation may be among them.
+        """Record `updates` updates with the metrics of each, and an evaluation if there was one.
 
-        Returns: whether this was the best evaluation so far, or as good as the best."""
+        Returns: whether this was the best evaluation so far, or equal to the best."""
         self.updates += updates
         values = {name: float(np.mean(value, dtype=np.float64))
                   for name, value in sorted(metrics.items())}
@@ -84,31 +84,31 @@ class Diary:
         return is_best
 
     def show(self):
-        """Show where the run stands before its first chunk, whose compilation takes a while."""
+        """Show the progress before the first chunk, whose compilation takes a while."""
         self.display.show(self._progress(self._speed()))
 
     def remember(self):
-        """What a run that goes on after this chunk has to know, for `recall`, as JSON takes it."""
+        """The state after this chunk, for `recall`, as JSON values."""
         return {"steps": self.steps, "updates": self.updates, "score": self.score,
                 "best": self.best, "best_step": self.best_step, "recent": self._recent,
                 "elapsed": time.perf_counter() - self.began}
 
     def recall(self, notes):
-        """Go on from what `remember` returned, the time that had passed included."""
+        """Restore the state that `remember` returned, including the elapsed time."""
         self.steps, self.updates = notes["steps"], notes["updates"]
         self.score, self.best, self.best_step = notes["score"], notes["best"], notes["best_step"]
         self._recent = notes["recent"]
         self.began -= notes["elapsed"]
 
     def end(self, metrics):
-        """The kept weights, those of the best evaluation, did this over episodes of their own."""
+        """Record the score: the best weights, evaluated on fresh episodes."""
         scores = {name: float(value) for name, value in metrics.items()}
         self.score = scores["charts/score_return"]
         times = {"time/elapsed": time.perf_counter() - self.began}
         self.logger.metrics(self.steps, scores | {"charts/score_step": self.best_step} | times)
 
     def summary(self, episodes, folder):
-        """The last lines of a run: score, time, where the files are."""
+        """The last lines of a run: score, time, files."""
         return (
             f"score        {self.score:.1f} over {episodes} fresh episodes, weights of step "
             f"{self.best_step:,}; {self.steps:,} steps in {time.perf_counter() - self.began:.0f} s"
@@ -127,7 +127,7 @@ class Diary:
         return is_best
 
     def _speed(self):
-        """Rates since the first chunk, whose own time is mostly compilation; None until then."""
+        """Rates since the first chunk (its own time is mostly compilation); None until then."""
         now = time.perf_counter()
         if self._compiled is None:
             return {"elapsed": now - self.began, "SPS": None, "updates_per_second": None}
@@ -139,21 +139,21 @@ class Diary:
         }
 
     def _progress(self, speed):
-        left = max(0, self.total_steps - self.steps)
+        remaining = max(0, self.total_steps - self.steps)
         return Progress(
             self.steps, self.total_steps, self.updates, self.score, self.best,
             float(np.mean(self._recent)) if self._recent else None,
             speed["updates_per_second"], speed["SPS"], speed["elapsed"],
-            left / speed["SPS"] if speed["SPS"] else None)
+            remaining / speed["SPS"] if speed["SPS"] else None)
 
 
 def _rank(name):
-    """Where in an update a quantity is computed: what is wrong first makes the rest wrong."""
+    """The position of a quantity in an update: the first non-finite one spoils the later ones."""
     return next((place for place, start in enumerate(COMPUTED) if name.startswith(start)), 0)
 
 
-def evaluation(returns, lengths, name="eval"):
-    """An evaluation as metrics: mean return, half its 95% interval, mean length
+def evaluation_metrics(returns, lengths, name="eval"):
+    """Metrics of an evaluation: mean return, half its 95% interval, mean length
 
     Shapes: returns, lengths [..., episodes] -> [...] each."""
     returns, lengths = jax.device_get((returns, lengths))
@@ -162,14 +162,14 @@ def evaluation(returns, lengths, name="eval"):
             f"charts/{name}_length": lengths.mean(-1)}
 
 
-def episodes(finished, before):
-    """Rows for scores.jsonl of the episodes that ended in a chunk which began at step `before`
+def episodes(stats, before):
+    """Rows for scores.jsonl of the episodes that ended in a chunk starting at step `before`
 
-    Shapes: finished [..., E], leading axes are successive steps."""
-    finished = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), finished)
-    envs = finished.total.shape[1]
+    Shapes: stats [..., E], leading axes are successive steps."""
+    stats = jax.tree.map(lambda x: np.asarray(x).reshape(-1, x.shape[-1]), stats)
+    envs = stats.episode_return.shape[1]
     return [
         {"step": before + int(t + 1) * envs, "env": int(e),
-         "return": float(finished.total[t, e]), "length": int(finished.length[t, e])}
-        for t, e in zip(*np.nonzero(finished.is_last))
+         "return": float(stats.episode_return[t, e]), "length": int(stats.length[t, e])}
+        for t, e in zip(*np.nonzero(stats.is_last))
     ]

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one panel on a terminal, plain lines elsewhere."""
+"""The progress of a run: one panel on a terminal, plain lines elsewhere."""
 
 import os
 import sys
@@ -11,13 +11,13 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-PLAIN_PERIOD = 5.0  # seconds between plain lines while no evaluation comes
+PLAIN_PERIOD = 5.0  # seconds between plain lines without an evaluation
 PANEL_WIDTH = 66  # columns
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run stands; None for what is not known yet. Times are in seconds."""
+    """The progress of a run; None for unknown values. Times are in seconds."""
 
     steps: int
     total_steps: int
@@ -32,18 +32,18 @@ class Progress:
 
 
 class _Console(Console):
-    """Goes on in silence when nobody reads its lines any more: Ctrl-C also ends a `| tee`."""
+    """A console that falls silent when its pipe breaks: Ctrl-C also ends a `| tee`."""
 
     def on_broken_pipe(self):
-        """Called by rich, whose own way is to end the program."""
+        """Called by rich, which would end the program by default."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:
-    """Shows progress between `with` and the end of the block, from the Progress `start` on.
+    """A context that shows the progress of a run, starting with the Progress `start`.
 
-    On a terminal one panel is redrawn in place; elsewhere plain lines, without escape codes."""
+    A terminal shows one panel, redrawn in place; elsewhere plain lines, without escape codes."""
 
     def __init__(self, title, start, console=None):
         self._title, self._start, self._latest = title, start, start
@@ -52,7 +52,7 @@ class Display:
 
     def __enter__(self):
         self._live = None
-        if self._console.is_terminal:  # refreshed by hand: a thread would take time from training
+        if self._console.is_terminal:  # refreshed manually: a thread would slow training
             self._live = Live(self._panel(), console=self._console, auto_refresh=False)
             self._live.start(refresh=True)
         return self
@@ -63,16 +63,16 @@ class Display:
             self._print_line()
 
     def release(self):
-        """Give the terminal back, with its cursor."""
+        """Stop the panel and restore the cursor."""
         if self._live:
             self._live.stop()
 
     def say(self, text):
-        """Print a line, on a terminal above the panel."""
+        """Print a line; on a terminal, above the panel."""
         self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def show(self, progress):
-        """Redraw the panel, or print a line where an evaluation or five seconds have passed."""
+        """Redraw the panel, or print a line after each evaluation and every five seconds."""
         last, self._latest = self._printed, progress
         if self._live:
             self._live.update(self._panel(), refresh=True)
@@ -97,7 +97,7 @@ class Display:
 
 
 def plain_line(progress):
-    """A progress as one line of text whose columns stay in place from line to line."""
+    """A progress as one line of text, with columns that align from line to line."""
     p, width = progress, len(f"{progress.total_steps:,}")
     return "  ".join([
         f"{p.steps:{width},} steps {_percent(p):>4}",
@@ -109,7 +109,7 @@ def plain_line(progress):
 
 
 def panel_content(progress):
-    """A progress as a bar above two columns of labelled numbers, for rich to draw."""
+    """A progress for rich: a bar above two columns of labelled numbers."""
     p = progress
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
@@ -128,47 +128,46 @@ def panel_content(progress):
 
 
 def _is_terminal():
-    # asked directly: rich also says yes to FORCE_COLOR, which sends escape codes into log files
+    # not by rich, which obeys FORCE_COLOR and would write escape codes into log files
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Board:
-    """Several agents on one display, as the mean of all: shown when each has said where it is."""
+    """Several agents on one display: their mean, shown once all have reported."""
 
     def __init__(self, display, names):
         self.members = [Member(self, name) for name in names]
-        self.display, self._told = display, []
+        self.display, self._reported = display, []
 
     def show(self, progress):
-        """One agent's progress."""
-        self._told.append(progress)
-        if len(self._told) == len(self.members):
-            self.display.show(mean_progress(self._told))
-            self._told = []
+        """Report one agent's progress."""
+        self._reported.append(progress)
+        if len(self._reported) == len(self.members):
+            self.display.show(mean_progress(self._reported))
+            self._reported = []
 
 
 class Member(NamedTuple):
-    """One of the agents on a Board: what a Diary takes for a Display of its own."""
+    """One agent on a Board: it acts as a Display for a Diary."""
 
     board: Any
     name: str
 
     def show(self, progress):
-        """Its progress, for the mean."""
+        """Report its progress for the mean."""
         self.board.show(progress)
 
     def say(self, text):
-        """A line with its name in front."""
+        """Print a line, prefixed with its name."""
         self.board.display.say(f"{self.name:12} {text}")
 
 
 def mean_progress(parts):
-    """The mean of each number that is known of every agent, None for the others."""
+    """The mean over agents of each number; None unless every agent has it."""
     values = {}
     for field in fields(Progress):
         found = [getattr(part, field.name) for part in parts]
-        known = None not in found
-        values[field.name] = sum(found) / len(found) if known else None
+        values[field.name] = None if None in found else sum(found) / len(found)
     for name in ("steps", "total_steps", "updates"):
         values[name] = int(values[name])
     return Progress(**values)

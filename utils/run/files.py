@@ -1,18 +1,18 @@
-"""Files that are whole or not there, and folders that one process holds at a time."""
+"""Atomic writes of files, and locks on folders."""
 
 import os
 from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: a second process is not refused there
+except ImportError:  # Windows: folders are not locked there
     fcntl = None
 
 
 def lock(folder, wait=False):
-    """A descriptor that holds a folder until `os.close`, or until the process ends.
+    """Lock a folder -> a descriptor: `os.close` or the end of the process unlocks it.
 
-    Raises: ValueError where another process holds it, unless this one is to `wait` for it."""
+    Raises: ValueError if another process has locked it, unless `wait`."""
     if fcntl is None:
         return os.open(os.devnull, os.O_RDONLY)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -20,23 +20,23 @@ def lock(folder, wait=False):
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"{folder}: another process is running there") from None
+        raise ValueError(f"{folder}: another process is using this folder") from None
     return descriptor
 
 
 def replace(path, data):
-    """Write bytes to `path`, which then holds the old file or the new one, never a part of it.
+    """Write bytes to `path` atomically: it holds the old file or the new one, never a part.
 
     Raises: OSError where `path` cannot be written."""
     write(path, lambda file: file.write(data))
 
 
 def write(path, fill):
-    """Call `fill(file)` on a new file and put that in the place of `path`, as `replace` does.
+    """Call `fill(file)` on a new file, then replace `path` by it, like `replace`.
 
     Raises: OSError where `path` cannot be written."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")  # in the same folder: the rename is atomic
+    temporary = path.with_name(path.name + ".tmp")  # same folder: the rename is atomic
     try:
         with open(temporary, "wb") as file:
             fill(file)
@@ -49,7 +49,7 @@ def write(path, fill):
 
 
 def _sync_folder(folder):
-    """Make the rename survive a power cut. Windows cannot open a folder and needs none of it."""
+    """Make the rename survive a power cut; Windows cannot open folders and need not."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""What a run leaves behind: its folder, metrics.jsonl, scores.jsonl.
+"""The logs of a run: its folder, metrics.jsonl, scores.jsonl.
 
-The clock is read once, to name a new folder. The rows hold what the caller gave and nothing else,
-so two runs of one seed differ only under the caller's keys that begin with `time/`.
+The clock is read only to name a new folder. The rows contain only the caller's values, so two runs
+with the same seed differ only in keys that begin with `time/`.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ FILES = (METRICS, SCORES, "config.yaml", "weights.npz", "learning_curve.png", "c
 
 
 def make_folder(logdir, env, seed):
-    """The run's folder, made: `logdir` itself, else a new runs/<env>-<seed>-<date>-<time>.
+    """Create the run's folder: `logdir`, else a new runs/<env>-<seed>-<date>-<time>.
 
-    Raises: ValueError, one line, for a folder that cannot be written or already holds a run."""
+    Raises: ValueError, one line, for a folder that is not writable or already contains a run."""
     folder = Path(logdir) if logdir else Path("runs")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -27,17 +27,17 @@ def make_folder(logdir, env, seed):
             name = f"{env}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
             folder = _new_folder(folder / name.replace(":", "-"))  # of package.module:factory
         with tempfile.TemporaryFile(dir=folder):
-            pass  # the only sure sign that a folder can be written is a file in it
+            pass  # creating a file is the only reliable test that a folder is writable
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written ({error.strerror.lower()})") from None
-    held = [name for name in FILES if (folder / name).exists()]
-    if held:
-        raise ValueError(f"{folder}: already holds a run ({held[0]}); choose another folder")
+    found = [name for name in FILES if (folder / name).exists()]
+    if found:
+        raise ValueError(f"{folder}: already contains a run ({found[0]}); choose another folder")
     return folder
 
 
 def _new_folder(wanted):
-    """`wanted`, or wanted-2, wanted-3 ...: the first that nobody has taken."""
+    """Create `wanted`, or the first of wanted-2, wanted-3 ... that does not exist."""
     folder, number = wanted, 1
     while True:
         try:
@@ -49,9 +49,7 @@ def _new_folder(wanted):
 
 
 class Logger:
-    """Writes a run's rows, between `with` and the end of the block.
-
-    `sinks` get the metrics too: utils/run/sinks.py."""
+    """A context that writes a run's rows; `sinks` (utils/run/sinks.py) receive the metrics too."""
 
     def __init__(self, folder):
         self.folder, self.sinks = Path(folder), []
@@ -63,26 +61,26 @@ class Logger:
 
     def __exit__(self, *_):
         for file in (self._metrics, self._scores, *self.sinks):
-            with contextlib.suppress(OSError):  # every row was flushed: what is left has failed
+            with contextlib.suppress(OSError):  # all rows were flushed already
                 file.close()
 
-    def is_whole(self):
-        """Whether the last row of metrics.jsonl is a run's last: its score."""
+    def is_complete(self):
+        """Whether metrics.jsonl ends with the score, the last row of a finished run."""
         path = self.folder / METRICS
         last = path.read_text(encoding="utf-8").rpartition("\n{")[2] if path.exists() else ""
         return last.endswith("}\n") and '"charts/score_return"' in last
 
     def sizes(self):
-        """Bytes of the logs, which are on the disk afterwards: what `cut` takes."""
+        """The sizes of the logs in bytes, for `cut`; first syncs them to disk."""
         for path in (self.folder / METRICS, self.folder / SCORES):
             with open(path, "ab") as file:
                 os.fsync(file.fileno())
         return {name: (self.folder / name).stat().st_size for name in (METRICS, SCORES)}
 
     def cut(self, sizes):
-        """Shorten the logs to these sizes: without rows that a resumed run writes again.
+        """Truncate the logs to these sizes: the resumed run writes the later rows again.
 
-        Raises: ValueError for a log that is shorter already, and then none is touched."""
+        Raises: ValueError for a log that is shorter already; then no log is changed."""
         for path in (self.folder / METRICS, self.folder / SCORES):
             found = path.stat().st_size if path.exists() else 0
             if found < sizes[path.name]:
@@ -91,17 +89,17 @@ class Logger:
             os.truncate(path, sizes[path.name])
 
     def metrics(self, step, values):
-        """Append one row to metrics.jsonl, to six digits, and give it to the sinks.
+        """Append one row to metrics.jsonl, with six digits, and pass it to the sinks.
 
         Raises: ValueError for a value that is nan or infinite, or named "step"."""
         if "step" in values:
-            raise ValueError("a metric cannot be named 'step': each row has one already")
+            raise ValueError("a metric cannot be named 'step': each row already has one")
         _write(self._metrics, [{"step": step} | values])
         for sink in self.sinks:
             sink.metrics(step, values)
 
     def episodes(self, rows):
-        """Append finished episodes to scores.jsonl, each a dict of step, env, return, length.
+        """Append finished episodes to scores.jsonl: dicts of step, env, return, length.
 
         Raises: ValueError for a value that is nan or infinite; then none is written."""
         _write(self._scores, rows)
@@ -112,7 +110,7 @@ def _append_to(path):
 
 
 def _write(file, rows):
-    """Append rows as JSON lines: all checked before the first is written, then flushed."""
+    """Append rows as JSON lines and flush; all are checked before any is written."""
     lines = [json.dumps({name: _rounded(name, value) for name, value in row.items()}) + "\n"
              for row in rows]
     file.write("".join(lines))

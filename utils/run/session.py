@@ -1,4 +1,4 @@
-"""A run as the host sees it: its folder, what is written there, and how it stops and goes on."""
+"""The host's side of a run: its folder and files, display, stop and resume."""
 
 import contextlib
 import os
@@ -12,35 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utils.core import backend
+from utils.core import backend, devices
 from utils.core.cli import check_unchanged, reason
 from utils.core.config import differences, dump
-from utils.core.devices import sharers
 from utils.core.replay import restore
 from utils.core.settings import reseeded
 from utils.run import sinks
 from utils.run.arrays import flatten, save, unflatten
 from utils.run.checkpoint import Checkpoints
 from utils.run.curves import PICTURE, draw_run, draw_seeds
-from utils.run.diary import Diary, episodes, evaluation
+from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
 from utils.run.files import lock, replace
 from utils.run.logger import Logger, make_folder
 from utils.run.signals import Stop
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # that a run's numbers depend on
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
 
 
 class Mismatch(ValueError):
-    """A checkpoint that does not hold the arrays of this run."""
+    """A checkpoint whose arrays do not fit this run."""
 
 
 class Run:
-    """One agent's run: its folder, its logs, its checkpoints, the best weights so far.
+    """One agent's run: its folder, logs, checkpoints and best weights so far.
 
-    `saved` is the checkpoint that it goes on from, until it is restored; None for a new run.
+    `saved` is the checkpoint to resume from, until it is restored; None for a new run.
 
-    Raises: ValueError, one line, where the folder cannot be used."""
+    Raises: ValueError, one line, if the folder cannot be used."""
 
     def __init__(self, folder, config, env, began):
         self.folder, self.config, self.env, self.began = Path(folder), config, env, began
@@ -48,24 +47,24 @@ class Run:
         self._lock = lock(folder)
         self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
 
-    def take_up(self):
-        """Read the last checkpoint of the folder, to go on from it."""
+    def load_checkpoint(self):
+        """Load the last checkpoint of the folder and check that the run can resume from it."""
         self.saved = self.checkpoints.load(_warn)
         record, steps = self.saved.record, self.config.run.steps
         check_unchanged(self.config, record["config"], self.folder)
-        is_over = self._logger.is_whole() and (self.folder / PICTURE).is_file()
-        is_other = "run.steps" in differences(self.config, record["config"])
-        if record["step"] >= steps and (is_over or is_other):
-            raise ValueError(f"{self.folder}: has made {record['step']:,} steps already; "
-                             "a larger --steps goes on")
-        then, now = record["versions"], _versions()
-        differing = [f"{name} {then.get(name)}" for name in now if then.get(name) != now[name]]
+        is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
+        is_changed = "run.steps" in differences(self.config, record["config"])
+        if record["step"] >= steps and (is_complete or is_changed):
+            raise ValueError(f"{self.folder}: already finished {record['step']:,} steps; "
+                             "continue it with a larger --steps")
+        old, new = record["versions"], _versions()
+        differing = [f"{name} {old.get(name)}" for name in new if old.get(name) != new[name]]
         if differing:
-            _warn(f"the run was saved with {', '.join(differing)}: the same numbers to the last "
-                  "digit cannot be promised")
+            _warn(f"the run was saved with {', '.join(differing)}: results may not be identical "
+                  "to the last digit")
 
     def open(self, display):
-        """Open the logs and write config.yaml; what happens is shown on `display`."""
+        """Open the logs and write config.yaml; progress goes to `display`."""
         run, record = self.config.run, self.saved and self.saved.record
         steps = record["step"] if record else 0
         self._logger.sinks = sinks.open_sinks(self.config, self.folder, steps)
@@ -76,37 +75,37 @@ class Run:
             self.diary.recall(record["diary"])
 
     def close(self):
-        """Close the logs, and let the folder go."""
+        """Close the logs and unlock the folder."""
         if self.diary:
             self._logger.__exit__()
         os.close(self._lock)
 
-    def restore(self, loop):
-        """A fresh Loop with all that the checkpoint holds; an empty replay, if it was not saved.
+    def restore(self, state):
+        """Fill a new RunnerState from the checkpoint; the replay stays empty if none was saved.
 
-        Raises: Mismatch naming the first array that is not what the run would have."""
+        Raises: Mismatch naming the first array that does not fit."""
         saved, self.saved = self.saved, None  # its arrays may be large
         if not saved:
-            return loop
-        tree, replay = _state(loop, None), loop.replay
+            return state
+        tree, replay = _checkpointed(state, None), state.replay
         if self.diary.best is not None:
-            tree["best"] = loop.agent.params
+            tree["best"] = state.agent.params
         try:
-            state = unflatten(tree, saved.arrays)
+            restored = unflatten(tree, saved.arrays)
             if saved.rows is not None:
                 replay = restore(replay, saved.rows, saved.record["written"])
-            self._logger.cut(saved.record["logs"])  # from here on, they are written anew
+            self._logger.cut(saved.record["logs"])  # later rows are written again
         except ValueError as error:
             raise Mismatch(f"{self.folder}: {error}") from None
         self.checkpoints.forget_after(saved.record["step"])
-        self.best = state.pop("best", None)
-        return loop._replace(replay=replay, **state)
+        self.best = restored.pop("best", None)
+        return state._replace(replay=replay, **restored)
 
-    def save(self, loop):
-        """Write a checkpoint of a Loop of host arrays and the weights of the best evaluation.
+    def save(self, state):
+        """Write a checkpoint of a RunnerState of host arrays, and the best weights.
 
         Raises: FloatingPointError for weights that are not finite; OSError."""
-        arrays = flatten(_state(loop, self.best))
+        arrays = flatten(_checkpointed(state, self.best))
         for name, array in arrays.items():
             if name.startswith(("agent/", "best/")) and not np.isfinite(array).all():
                 raise FloatingPointError(f"{name} is not finite at step {self.diary.steps:,}")
@@ -114,35 +113,34 @@ class Run:
             save(self.folder / "weights.npz", flatten(self.best))
         record = {"step": self.diary.steps, "config": dump(self.config), "versions": _versions(),
                   "diary": self.diary.remember(), "logs": self._logger.sizes()}
-        self.checkpoints.save(record, arrays, loop.replay if self.config.run.save_replay else None)
+        self.checkpoints.save(record, arrays, state.replay if self.config.run.save_replay else None)
 
     def end(self, score):
-        """Write what a whole run leaves: the best weights, their score, a picture."""
+        """Write the results of a finished run: the best weights, their score, the plot."""
         save(self.folder / "weights.npz", flatten(self.best))
         self.diary.end(score)
         run = self.config.run
         draw_run(self.folder, f"{run.env}, seed {run.seed}", self.env.solved)
 
-    def how_to_go_on(self):
-        """A line for people: what is saved, and the command that goes on from it."""
+    def resume_hint(self):
+        """A line for the user: the last checkpoint and the command that resumes from it."""
         step = self.checkpoints.last_step()
         if step is None:
             return "saved        nothing yet"
         command = shlex.join(["python", "dreamer.py", "--resume", str(self.folder)])
-        return f"saved        step {step:,}; to go on: {command}"
+        return f"saved        step {step:,}; to resume: {command}"
 
 
 class Session:
-    """What the training loop sees of the host: one Run, or those of several seeds side by side.
+    """The host's interface for the training loop: one Run, or one per seed trained in parallel.
 
-    Between `with` and the end of the block it shows progress and listens for signals. Errors that
-    are no mistake in the code (the disk is full, a loss is not finite) end the block with a line
-    that says what is wrong and one for each run on how to go on, and `status` 1, or 2 for a
-    checkpoint that does not fit; signals that stop it leave 128 + signal.
+    As a context it shows progress and listens for signals. Errors that are not bugs (a full disk, a
+    non-finite loss) end the block with one line about the error and one per run on how to resume,
+    and with `status` 1, or 2 for a checkpoint that does not fit. A signal gives 128 + its number.
 
-    With several seeds, every tree of arrays that comes and goes has an axis [seeds] in front.
+    With several seeds, every tree of arrays passed in or out has a leading axis [seeds].
 
-    Raises: ValueError, one line, where the folder cannot be used."""
+    Raises: ValueError, one line, if the folder cannot be used."""
 
     def __init__(self, command, env, shapes, began):
         sinks.check(command.config.log)
@@ -158,9 +156,9 @@ class Session:
                     folder = make_folder(folder / f"seed-{one.run.seed}", run.env, run.seed)
                 self.runs.append(Run(folder, one, env, began))
             if command.run:
-                self.runs[0].take_up()
+                self.runs[0].load_checkpoint()
             self._open()
-            undo.pop_all()  # all went well
+            undo.pop_all()  # success: keep everything open
 
     def _open(self):
         run, saved = self.runs[0].config.run, self.runs[0].saved
@@ -182,11 +180,11 @@ class Session:
         for line in describe(self.runs[0].config, self._env, self._shapes):
             self._display.say(line)
         if self.several:
-            self._display.say(f"seeds        {len(self.runs)} agents side by side, shown as means")
+            self._display.say(f"seeds        {len(self.runs)} agents in parallel, shown as means")
         if self.runs[0].saved:
             self._display.say(f"resuming     {self.folder} from step {self.steps:,}")
             if self.runs[0].saved.rows is None:
-                self._display.say("replay       was not saved: it starts empty and is filled first")
+                self._display.say("replay       was not saved: it starts empty and is prefilled")
         return self
 
     def __exit__(self, kind, error, _):
@@ -195,27 +193,27 @@ class Session:
         self._close()
         if not isinstance(error, (OSError, FloatingPointError, Mismatch)):
             return False
-        print(f"dreamer.py: {reason(error, self.folder)}", *self._how_to_go_on(), sep="\n",
+        print(f"dreamer.py: {reason(error, self.folder)}", *self._resume_hints(), sep="\n",
               file=sys.stderr)
         self.status = 2 if kind is Mismatch else 1
         return True
 
     @property
     def several(self):
-        """Whether several agents learn side by side."""
+        """Whether several agents train in parallel."""
         return len(self.runs) > 1
 
     @property
     def steps(self):
-        """Environment steps made so far by each agent, up to the last chunk written down."""
+        """Environment steps of each agent so far, up to the last logged chunk."""
         return self.runs[0].diary.steps
 
     def init_key(self):
-        """The random key with which each agent begins."""
+        """The initial random key of each agent."""
         return self._keys()[0]
 
     def eval_key(self, steps=None):
-        """The random key of the evaluation after `steps` more steps, or of the best weights'."""
+        """The random key of the evaluation after `steps` more steps, or of the final score."""
         key = self._keys()[1]
         if steps is None:
             return key
@@ -228,44 +226,44 @@ class Session:
 
     @property
     def unfinished(self):
-        """Whether steps are left to make, or no weights were evaluated yet."""
+        """Whether steps remain, or no weights have been evaluated yet."""
         return self.steps < self.runs[0].config.run.steps or any(
             run.best is None for run in self.runs)
 
-    def restore(self, loop):
-        """A fresh Loop with all that a checkpoint holds, if the run is resumed.
+    def restore(self, state):
+        """Fill a fresh RunnerState from the checkpoint, if the run is resumed.
 
-        Raises: Mismatch naming the first array that is not what the run would have."""
-        return loop if self.several else self.runs[0].restore(loop)
+        Raises: Mismatch naming the first array that does not fit."""
+        return state if self.several else self.runs[0].restore(state)
 
     def due(self, steps):
-        """Whether after a chunk of `steps` more steps the run evaluates, saves, and goes on."""
+        """Whether the run evaluates, saves and continues after a chunk of `steps` more steps."""
         run, steps = self.runs[0].config.run, self.steps + steps
         over = steps >= run.steps
-        going_on = not over and not self._stop.asked
+        continues = not over and not self._stop.received
         return (over or steps // run.eval_every > self.steps // run.eval_every,
-                not going_on or steps // run.save_every > self.steps // run.save_every,
-                going_on)
+                not continues or steps // run.save_every > self.steps // run.save_every,
+                continues)
 
-    def filled(self, steps, finished):
-        """`steps` environment steps were made before the first update, and these episodes ended."""
-        self._episodes(steps, finished)
+    def prefilled(self, steps, stats):
+        """Record the `steps` environment steps before the first update and their episodes."""
+        self._episodes(steps, stats)
         for run in self.runs:
             run.diary.show()
 
-    def record(self, steps, updates, finished, metrics, params, found):
-        """A chunk of training was made, in which these episodes ended, with metrics per update.
+    def log(self, chunk, evaluation):
+        """Log a Chunk of training and the evaluation of its weights (None if not due).
 
-        `found` are returns and lengths of an evaluation of the weights `params`, or None for both;
-        the best are kept.
+        `evaluation` holds returns and lengths of episodes; the best weights are kept.
 
-        Raises: FloatingPointError naming the first quantity that was not finite."""
-        scores, metrics = evaluation(*found) if found else {}, jax.device_get(metrics)
-        for run, values in self._apart(metrics):
-            run.diary.check(steps, values)
-        self._episodes(steps, finished)
-        for run, (values, evaluated) in self._apart((metrics | scores, params)):
-            if run.diary.chunk(updates, values):
+        Raises: FloatingPointError naming the first non-finite quantity."""
+        scores = evaluation_metrics(*evaluation) if evaluation else {}
+        metrics = jax.device_get(chunk.metrics)
+        for run, values in self._split(metrics):
+            run.diary.check(chunk.steps, values)
+        self._episodes(chunk.steps, chunk.stats)
+        for run, (values, evaluated) in self._split((metrics | scores, chunk.params)):
+            if run.diary.chunk(chunk.updates, values):
                 run.best = evaluated
 
     def best(self):
@@ -273,21 +271,21 @@ class Session:
         best = [run.best for run in self.runs]
         return jax.tree.map(lambda *parts: np.stack(parts), *best) if self.several else best[0]
 
-    def save(self, loop):
-        """Write checkpoints of a Loop of host arrays."""
-        for run, part in self._apart(loop):
+    def save(self, state):
+        """Write checkpoints of a RunnerState of host arrays."""
+        for run, part in self._split(state):
             run.save(part)
 
     def stopped(self):
-        """A signal ended the run before its time: say how it goes on."""
-        self.status = 128 + self._stop.asked
+        """End a run that a signal stopped: say how to resume it."""
+        self.status = 128 + self._stop.received
         self._display.__exit__()
-        for line in self._how_to_go_on():
+        for line in self._resume_hints():
             self._display.say(line)
 
-    def end(self, found):
-        """The run is over, and these are returns and lengths of the best weights' last episodes."""
-        for run, part in self._apart(evaluation(*found, name="score")):
+    def end(self, evaluation):
+        """Finish the run with its score: returns and lengths of episodes of the best weights."""
+        for run, part in self._split(evaluation_metrics(*evaluation, name="score")):
             run.end(part)
         self._display.__exit__()
         config = self.runs[0].config
@@ -297,25 +295,25 @@ class Session:
         for run in self.runs:
             self._display.say(run.diary.summary(config.run.eval_episodes, run.folder))
 
-    def _episodes(self, steps, finished):
-        for run, part in self._apart(jax.device_get(finished)):
+    def _episodes(self, steps, stats):
+        for run, part in self._split(jax.device_get(stats)):
             run.diary.episodes(steps, episodes(part, run.diary.steps))
 
-    def _apart(self, tree):
-        """(run, its part of the tree) for each run."""
+    def _split(self, tree):
+        """[(run, its part of the tree)] of all runs."""
         if not self.several:
             return [(self.runs[0], tree)]
         return [(run, jax.tree.map(lambda leaf, n=n: leaf[n], tree))
                 for n, run in enumerate(self.runs)]
 
-    def _how_to_go_on(self):
-        return [run.how_to_go_on() for run in self.runs]
+    def _resume_hints(self):
+        return [run.resume_hint() for run in self.runs]
 
 
-def _state(loop, best):
-    """What a checkpoint holds beside the replay, as one tree."""
-    state = {"agent": loop.agent, "player": loop.player, "key": loop.key}
-    return state if best is None else state | {"best": best}
+def _checkpointed(state, best):
+    """Everything in a checkpoint except the replay, as one tree."""
+    tree = {"agent": state.agent, "actor": state.actor, "key": state.key}
+    return tree if best is None else tree | {"best": best}
 
 
 def _versions():
@@ -327,12 +325,12 @@ def _warn(line):
 
 
 def describe(config, env, shapes):
-    """What is about to run, in lines for people: device, environment, parameters by part."""
+    """Lines that describe the run: device, environment, number of parameters by part."""
     parts = parameter_counts(shapes)
     device = jax.devices()[0]
     counts = " · ".join(f"{name} {count:,}" for name, count in parts.items())
     return [
-        f"device       {sharers(config)} x {device.platform} ({device.device_kind})",
+        f"device       {devices.count(config)} x {device.platform} ({device.device_kind})",
         f"environment  {env.describe()}",
         f"parameters   {sum(parts.values()):,}: {counts}",
         "compiling    (the chunk of training takes longest) ...",
@@ -340,7 +338,7 @@ def describe(config, env, shapes):
 
 
 def parameter_counts(shapes):
-    """Number of weights by part, from shapes alone; the slow critic, a copy, is not counted."""
+    """Number of parameters by part, from shapes; the slow critic, a copy, is not counted."""
     world = shapes["world"]
     parts = {
         "encoder": world["encoder"],

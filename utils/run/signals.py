@@ -1,9 +1,8 @@
-"""Ctrl-C and SIGTERM: the first is a request that the program takes up when it can, the second
-ends the process at once.
+"""Ctrl-C and SIGTERM: the first asks the program to stop, the second ends the process at once.
 
-Python runs signal handlers only between its own instructions, and a program that waits for a
-compiled loop may not come to the next one for minutes. So the interpreter writes the number of
-each signal into a socket the moment it arrives, and a thread reads it there.
+Python runs signal handlers only between bytecode instructions, and a program that waits for a
+compiled loop may not reach the next one for minutes. So the interpreter writes each signal's number
+into a socket as soon as it arrives, and a thread reads it there.
 """
 
 import os
@@ -15,13 +14,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Between `with` and the end of the block, `asked` is the signal that asked to stop, or None.
+    """A context that listens for signals; `received` is the first one, None until then.
 
-    `say` is called with a line at the first signal, `leave` without arguments before the process
-    ends at the second; both from another thread."""
+    `say` is called with a line at the first signal, `leave` without arguments before the second one
+    ends the process; both from another thread."""
 
     def __init__(self, say, leave):
-        self.asked = None
+        self.received = None
         self._say, self._leave = say, leave
 
     def __enter__(self):
@@ -37,7 +36,7 @@ class Stop:
         signal.set_wakeup_fd(self._old_descriptor)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        self._writer.close()  # the thread reads the end and leaves
+        self._writer.close()  # the thread reads the end of file and returns
         self._thread.join()
         self._reader.close()
 
@@ -45,12 +44,12 @@ class Stop:
         while number := self._reader.recv(1):
             if number[0] not in SIGNALS:
                 continue
-            if self.asked:
+            if self.received:
                 self._leave()
                 os._exit(128 + number[0])
-            self.asked = number[0]
-            self._say("stopping     after this chunk of training; once more to leave at once")
+            self.received = number[0]
+            self._say("stopping     after this chunk of training; repeat to quit immediately")
 
 
 def _do_nothing(number, frame):
-    """A handler of Python's own must stand, or nothing is written into the socket."""
+    """A Python handler must be installed, or nothing is written to the socket."""

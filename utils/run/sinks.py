@@ -1,7 +1,7 @@
-"""Where metrics go besides metrics.jsonl, if the YAML asks: TensorBoard, Weights & Biases.
+"""Optional sinks of the metrics besides metrics.jsonl: TensorBoard, Weights & Biases.
 
-Neither package is needed otherwise, and neither is imported before it is asked for. What CleanRL
-logs too has its name there, so that runs of both can be laid over each other; one differs here.
+Their packages are imported only if the YAML enables them. Metrics that CleanRL also logs get
+CleanRL's names, so that runs of both can be compared; one name differs from ours.
 """
 
 import uuid
@@ -12,9 +12,9 @@ CLEANRL = {"time/SPS": "charts/SPS"}
 
 
 def check(log):
-    """Are the packages there that the YAML's section `log` asks for?
+    """Check that the packages for the YAML's section `log` are installed.
 
-    Raises: ValueError, one line with what to install, for the first that is not."""
+    Raises: ValueError, one line that says what to install."""
     for key, module, wanted in (("tensorboard", "tensorboardX", log.tensorboard),
                                 ("wandb", "wandb", log.wandb)):
         if wanted:
@@ -26,7 +26,7 @@ def check(log):
 
 
 def open_sinks(config, folder, steps):
-    """The sinks that the configuration asks for; rows after `steps` of a resumed run are void."""
+    """Open the configured sinks; rows after step `steps` of a resumed run are discarded."""
     sinks = []
     if config.log.tensorboard:
         sinks.append(TensorBoard(folder, steps))
@@ -43,24 +43,24 @@ class TensorBoard:
         self._writer = writer(str(folder / "tensorboard"), purge_step=steps + 1 if steps else None)
 
     def metrics(self, step, values):
-        """One number for each name."""
+        """Write one number per name."""
         for name, value in values.items():
             self._writer.add_scalar(CLEANRL.get(name, name), value, step)
         self._writer.flush()
 
     def close(self):
-        """Write what is left."""
+        """Flush and close the files."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of a project at Weights & Biases, named as the folder; resumed, it goes on there.
+    """A run of a Weights & Biases project, named like the folder; --resume continues it.
 
-    Raises: ValueError, one line, where it cannot begin: nobody is logged in, say."""
+    Raises: ValueError, one line, if it cannot start, for example without a login."""
 
     def __init__(self, project, folder, config):
         wandb, identity = import_module("wandb"), folder / "wandb.id"
-        if not identity.exists():  # folders of one name in two places are two runs
+        if not identity.exists():  # folders of the same name in two places are two runs
             identity.write_text(uuid.uuid4().hex, encoding="utf-8")
         try:
             self._run = wandb.init(
@@ -70,9 +70,9 @@ class WeightsAndBiases:
             raise ValueError(f"log.wandb: {str(error).splitlines()[0]}") from None
 
     def metrics(self, step, values):
-        """One row of numbers."""
+        """Write one row of numbers."""
         self._run.log({CLEANRL.get(name, name): value for name, value in values.items()}, step=step)
 
     def close(self):
-        """Say that the run is over."""
+        """Mark the run as finished."""
         self._run.finish()

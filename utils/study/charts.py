@@ -1,4 +1,4 @@
-"""Pictures of many runs: learning curves by environment and by ablation, and how cost grows."""
+"""Plots of many runs: learning curves by environment and by ablation, and scaling of the cost."""
 
 import math
 
@@ -17,9 +17,9 @@ from utils.run.curves import (
 
 
 def suite(path, results, references):
-    """Draw a small learning curve for each environment of utils/suite.py into a PNG file.
+    """Plot a small learning curve for each environment of utils/suite.py into a PNG file.
 
-    `results` as its results.json, `references` {environment: return or None}."""
+    `results` is its results.json, `references` {environment: return or None}."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -41,10 +41,10 @@ def suite(path, results, references):
 
 
 def _draw_environment(ax, found, reference):
-    """One environment: its seeds, their mean, the random policy and the reference."""
+    """Plot one environment: its seeds, their mean, the random policy and the reference."""
     curves = [(seed["seed"], *zip(*seed["curve"])) for seed in found["seeds"]]
     for number, (_, steps, returns) in enumerate(curves):
-        ax.plot(steps, returns, lw=1.1, color=SKY, label="" if number else "a seed")
+        ax.plot(steps, returns, lw=1.1, color=SKY, label="" if number else "one seed")
     steps, mean, _ = mean_curve(curves)
     ax.plot(steps, mean, lw=2.5, color=BLUE, label="mean")
     ax.axhline(found["random"]["score"], ls=":", lw=1.8, color=GREY, label="random policy")
@@ -54,7 +54,7 @@ def _draw_environment(ax, found, reference):
 
 
 def scaling(path, panels):
-    """Draw how cost grows, both axes logarithmic, beside a line of proportion, into a PNG file.
+    """Plot how the cost grows on log axes, with a line for proportional growth, into a PNG file.
 
     Shapes: panels is {name: (sizes, milliseconds, what is measured)}."""
     import matplotlib
@@ -66,7 +66,7 @@ def scaling(path, panels):
         for ax, (name, (sizes, costs, what)) in zip(axes, panels.items()):
             ax.plot(sizes, costs, "o-", color=BLUE, label="measured")
             line = [costs[-1] * size / sizes[-1] for size in sizes]
-            ax.plot(sizes, line, ":", color=GREY, label="in proportion")
+            ax.plot(sizes, line, ":", color=GREY, label="proportional")
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             ax.set_xticks(sizes, [str(size) for size in sizes])
@@ -78,10 +78,10 @@ def scaling(path, panels):
 
 
 def ablations(path, results, words=("full agent", "without one part")):
-    """Draw learning curves of changed agents, each beside the full agent's, into a PNG file.
+    """Plot learning curves of changed agents, each with the full agent's, into a PNG file.
 
-    `results` as ablations.json of utils/ablations.py: {environment: {ablation: its seeds}}; `words`
-    are those of the legend."""
+    `results` is ablations.json of utils/ablations.py, {environment: {ablation: its seeds}}; `words`
+    are the labels of the legend."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -109,7 +109,7 @@ def ablations(path, results, words=("full agent", "without one part")):
 
 
 def _draw_ablation(ax, name, found, words):
-    """One ablation: its seeds and their mean, above the mean of the full agent."""
+    """Plot one ablation: its seeds and their mean, over the mean of the full agent."""
     for one, colour, label in (("full", GREY, words[0]), (name, VERMILION, words[1])):
         if one not in found:
             continue

@@ -1,0 +1,139 @@
+"""The wall: dreamer.py and all that it stands on know nothing of what stands on dreamer.py.
+
+Each rule takes the whole project, {module: syntax tree}, and yields what breaks it."""
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOP = {"dreamer", "jaxmodels_nnx", "gymnax_wrappers"}
+IMPORTERS = {"import_module", "__import__", "import_when_used", "find_spec"}
+LARGEST = 14  # modules of a room: as many as one looks through
+
+
+def _project():
+    """{module: its tree} of all that is no test."""
+    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")]]
+    return {".".join(path.with_suffix("").parts): ast.parse((ROOT / path).read_text("utf-8"))
+            for path in paths if path.name != "__init__.py"}
+
+
+PROJECT = _project()
+
+
+def _imported(tree):
+    """Every module or member that is imported, in functions too: `utils.core.cli`, `jax.jit`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names)
+
+
+def _edges(project):
+    """{module: the modules of the project that it imports}."""
+    return {module: {known for name in _imported(tree) for known in project
+                     if f"{name}.".startswith(f"{known}.")}
+            for module, tree in project.items()}
+
+
+def _is_below(module):
+    """Whether it is dreamer.py or one of those on which dreamer.py stands."""
+    return module in TOP or module.startswith(("utils.core.", "utils.run."))
+
+
+def imports_upwards(project):
+    """What is below imports nothing that is above, and nothing but that imports dreamer.py."""
+    for module, imported in _edges(project).items():
+        for other in imported if _is_below(module) else ():
+            if other == "dreamer" or not _is_below(other):
+                yield f"{module} imports {other}, which is above"
+
+
+def imports_by_string(project):
+    """Modules of the project are imported by a statement, from the root: no string, no dots."""
+    for module, tree in project.items():
+        yield from (f"{module} imports {name}" for name in _imported(tree) if name[0] == ".")
+        yield from (f"{module} imports {text!r} by a string" for text in _strings_of(tree)
+                    if text.partition(".")[0] in TOP | {"utils"})
+
+
+def _strings_of(tree):
+    """The strings in the calls of what imports a module by its name."""
+    for call in ast.walk(tree):
+        called = getattr(call, "func", None)
+        if getattr(called, "attr", getattr(called, "id", None)) in IMPORTERS:
+            yield from (part.value for argument in call.args for part in ast.walk(argument)
+                        if isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def imports_in_a_circle(project):
+    """No module imports itself through others: modules whose imports are all gone go first."""
+    edges = _edges(project)
+    while gone := {module for module in edges if not edges[module]}:
+        edges = {module: imported - gone for module, imported in edges.items()
+                 if module not in gone}
+    if edges:
+        yield f"a circle among {', '.join(sorted(edges))}, or in front of one"
+
+
+def has_too_many_modules(project):
+    """A folder holds at most 14 modules."""
+    for room, count in Counter(module.rpartition(".")[0] for module in project).items():
+        if count > LARGEST:
+            yield f"{room or 'the top'} holds {count} modules, at most {LARGEST}"
+
+
+def imports_gymnax(project):
+    """Only gymnax_wrappers.py imports gymnax."""
+    for module, tree in project.items():
+        if module != "gymnax_wrappers":
+            yield from (f"{module} imports {name}" for name in _imported(tree)
+                        if name.partition(".")[0] == "gymnax")
+
+
+def imports_run_from_core(project):
+    """utils/core stands below utils/run."""
+    for module, imported in _edges(project).items():
+        if module.startswith("utils.core."):
+            yield from (f"{module} imports {other}" for other in imported
+                        if other.startswith("utils.run."))
+
+
+RULES = {
+    imports_upwards: [
+        {"dreamer": "import utils.report", "utils.report": ""},
+        {"utils.run.session": "def f():\n    from utils.pictures import film",
+         "utils.pictures.film": ""},
+        {"utils.core.cli": "import dreamer", "dreamer": ""}],
+    imports_by_string: [
+        {"utils.core.cli": "import importlib\nimportlib.import_module('dreamer')"},
+        {"utils.run.sinks": "__import__(f'utils.{x}')"},
+        {"utils.run.sinks": "from . import files"}],
+    imports_in_a_circle: [
+        {"utils.a": "import utils.b", "utils.b": "from utils import c",
+         "utils.c": "def f():\n    from utils.a import x"}],
+    has_too_many_modules: [{f"utils.run.a{number}": "" for number in range(LARGEST + 1)}],
+    imports_gymnax: [{"utils.suite": "from gymnax.environments import spaces"}],
+    imports_run_from_core: [
+        {"utils.core.cli": "from utils.run.files import lock", "utils.run.files": ""}],
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_module_breaks_the_rule(rule):
+    assert not [*rule(PROJECT)]
+
+
+@pytest.mark.parametrize("rule, texts", [(rule, texts) for rule in RULES for texts in RULES[rule]],
+                         ids=lambda part: getattr(part, "__name__", ""))
+def test_a_rule_of_the_wall_sees_what_it_forbids(rule, texts):
+    assert [*rule({module: ast.parse(text) for module, text in texts.items()})]
+
+
+def test_the_project_that_is_looked_at_is_the_whole_one():
+    assert TOP | {"utils.report", "utils.core.cli", "utils.run.session"} <= PROJECT.keys()
+    assert "utils.core.cli" in _edges(PROJECT)["dreamer"]

@@ -1,0 +1,184 @@
+"""The layers of jaxmodels_nnx.py in forms that are fast on a CPU.
+
+XLA compiles some plain forms badly for a CPU: it copies weights at every step of a loop, its
+convolutions take many times as long as matrix products, and the activations of all imagined states
+at once do not fit the cache. The layers here compute the same numbers from the same weights; only
+the order of sums differs. On a CPU, `swap_in` replaces the plain layers when the networks are
+assembled. tests/test_cpu_layers.py compares values and gradients. docs/speed.md has the
+measurements, all with jax 0.10.2.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxmodels_nnx as plain
+
+FEW_ROWS = 64  # with fewer, the plain gradient is faster (measured with 16; not with 1,024)
+PIXELS = 2**14  # of all images that a convolution processes at once: these fit the cache
+
+
+def swap_in(networks):
+    """Replace the layers of freshly merged networks by those of this module, in place.
+
+    Weights are read here, once: call it outside the loop that uses the networks."""
+    fast(networks.world)
+    networks.actor = TimeFirst(fast(networks.actor))
+    networks.critic = TimeFirst(fast(networks.critic))
+    return networks
+
+
+def fast(module):
+    """Replace the layers of a module by their fast forms, in place."""
+    for _, part in list(nnx.iter_modules(module)):
+        part.__class__ = FAST.get(type(part), type(part))
+        if isinstance(getattr(part, "sequence", None), plain.BlockGRU):
+            part.sequence = FastBlockGRU(part.sequence)
+    return module
+
+
+@jax.custom_vjp
+def product(x, kernel):
+    """x W. For many rows, the gradient of W is (gᵀ x)ᵀ instead of xᵀ g, three times as fast.
+
+    W is transposed once before the surrounding loop, not at each step of its backward pass.
+
+    Shapes: x [N, I], kernel [I, O] -> [N, O]."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel.T)
+
+
+def _product_backward(residuals, gradient):
+    x, transposed = residuals
+    if len(x) < FEW_ROWS:
+        return gradient @ transposed, x.T @ gradient
+    slope = jax.lax.optimization_barrier(gradient.T @ x)  # else XLA undoes the transposition
+    return gradient @ transposed, slope.T
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class FastLinear(plain.Linear):
+    """A linear layer on flattened rows: XLA's gradient of a [N, T, I] product is slow."""
+
+    def __call__(self, x):
+        flat = product(x.reshape(-1, x.shape[-1]), self.kernel[...]) + self.bias[...]
+        return flat.reshape(*x.shape[:-1], -1)
+
+
+class FastBlockGRU:
+    """A block GRU whose matrices are split into blocks once, before the loop."""
+
+    def __init__(self, gru):
+        kernel, width = gru.mix.kernel[...], gru.mix.kernel.shape[-1]
+        self.gru, self.own, self.gates = gru, list(kernel[:, :width]), list(gru.gates.kernel[...])
+        # The inputs that all blocks share are multiplied by one dense matrix.
+        self.shared = kernel[:, width:].swapaxes(0, 1).reshape(-1, gru.blocks * width)
+
+    def __call__(self, h, z, a):
+        gru, own = self.gru, self._split(h)
+        shared = jnp.concatenate([gru.embed_h(h), gru.embed_z(z), gru.embed_a(a)], -1)
+        mixed = jnp.concatenate([product(h_g, k) for h_g, k in zip(own, self.own)], -1)
+        mixed = mixed + product(shared, self.shared) + gru.mix.bias[...]
+        mixed = self._split(jax.nn.silu(gru.norm(mixed)))
+        biases = self._split(gru.gates.bias[...])
+        gates = [product(m, k) + b for m, k, b in zip(mixed, self.gates, biases)]
+        return jnp.concatenate([self._gate(*both) for both in zip(gates, own)], -1)
+
+    def _split(self, x):
+        return jnp.split(x, self.gru.blocks, -1)
+
+    def _gate(self, gates, h):
+        reset, candidate, update = jnp.split(gates, 3, -1)
+        update = jax.nn.sigmoid(update - 1.0)
+        return update * jnp.tanh(jax.nn.sigmoid(reset) * candidate) + (1.0 - update) * h
+
+
+class FastConv(plain.Conv):
+    """A convolution as matrix products: the pixels under one kernel row are concatenated.
+
+    If the number of channels shrinks, one product serves all kernel rows, and its parts are shifted
+    and added. Otherwise each kernel row has its own product."""
+
+    def __call__(self, x):
+        kernel, (height, width) = self.kernel[...], x.shape[1:3]
+        size, _, inputs, outputs = kernel.shape
+        before, after = (size - 1) // 2, size // 2  # padding that keeps height and width
+        padded = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+        wide = jnp.concatenate([padded[:, :, i : i + width] for i in range(size)], -1)
+        if outputs < inputs:
+            columns = kernel.transpose(1, 2, 0, 3).reshape(size * inputs, size * outputs)
+            y = (wide @ columns).reshape(*wide.shape[:3], size, outputs)
+            return sum(y[:, i : i + height, :, i] for i in range(size)) + self.bias[...]
+        rows = kernel.reshape(size, size * inputs, outputs)
+        return sum(wide[:, i : i + height] @ rows[i] for i in range(size)) + self.bias[...]
+
+
+class FastConvEncoder(plain.ConvEncoder):
+    """An encoder that processes a few images at a time."""
+
+    def encode(self, x):
+        """[N, H, W, C] -> [N, h, w, channels]"""
+        return few_at_a_time(super().encode, x.shape[1:3], x)
+
+
+class FastConvDecoder(plain.ConvDecoder):
+    """A decoder that processes a few images at a time."""
+
+    def decode(self, x):
+        """[N, h, w, channels] -> [N, H, W, C]"""
+        return few_at_a_time(super().decode, self.stages[0], x)
+
+
+def few_at_a_time(network, size, x):
+    """network(x) of N images, a few at a time where they have many pixels.
+
+    The intermediate arrays of a convolution then stay in the cache; the backward pass recomputes
+    them.
+
+    Shapes: x [N, ...] -> [N, ...]; `size` is the images' largest height and width."""
+    few = max(1, PIXELS // (size[0] * size[1]))
+    if len(x) <= few:
+        return network(x)
+    # Equal parts where N allows it: a remainder would be compiled separately.
+    few = next((n for n in range(few, few // 2, -1) if len(x) % n == 0), few)
+    return jax.lax.map(jax.checkpoint(lambda one: network(one[None])[0]), x, batch_size=few)
+
+
+class TimeFirst:
+    """A head that reads imagined states in the memory layout of the scan, time first.
+
+    Shapes: s [N, T, F] -> [N, T, ...]; any other rank is passed on unchanged."""
+
+    def __init__(self, head):
+        self.head = head
+
+    def __call__(self, s):
+        if s.ndim != 3:
+            return self.head(s)
+        return _swap(self.head(s.swapaxes(0, 1)))
+
+
+class StepByStep:
+    """Frozen networks that predict step by step, so that activations stay in the cache.
+
+    Shapes: s [N, T, F] -> [N, T] each."""
+
+    def __init__(self, frozen):
+        self.frozen, self.networks, self.slow_critic = frozen, frozen.networks, frozen.slow_critic
+
+    def predict(self, s):
+        """As dreamer.Frozen.predict."""
+        return _swap(jax.lax.map(self.frozen.predict, s.swapaxes(0, 1)))
+
+
+def _swap(tree):
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
+
+
+FAST = {plain.Linear: FastLinear, plain.Conv: FastConv, plain.ConvEncoder: FastConvEncoder,
+        plain.ConvDecoder: FastConvDecoder}

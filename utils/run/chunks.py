@@ -1,0 +1,36 @@
+"""Consecutive chunks of training: the device computes one while the host processes another."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from utils.core.settings import rounds_per_chunk, updates_per_steps
+
+
+class Chunk(NamedTuple):
+    """The results of a training chunk on the host."""
+
+    steps: int  # of all environments together
+    updates: int
+    stats: Any  # EpisodeStats [rounds, k, E]
+    metrics: dict
+    params: Any  # weights to evaluate, None where no evaluation is due
+    state: Any  # RunnerState to save, None where no save is due
+
+
+def train_chunks(config, train_chunk, state, session):
+    """Yields consecutive Chunks. While the host processes one, the device computes the next.
+
+    `train_chunk` is compiled, and takes the arrays of the RunnerState `state` for its own."""
+    updates, k = updates_per_steps(config)
+    rounds, goes_on = rounds_per_chunk(config), True
+    running = train_chunk(state)
+    while goes_on:
+        state, stats, metrics = jax.block_until_ready(running)
+        steps = rounds * k * config.run.envs
+        evaluates, saves, goes_on = session.due(steps)
+        params = jax.device_get(state.agent.params) if evaluates else None
+        saved = jax.device_get(state) if saves else None
+        if goes_on:
+            running = train_chunk(state)
+        yield Chunk(steps, rounds * updates, stats, metrics, params, saved)
