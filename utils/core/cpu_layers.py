@@ -169,7 +169,8 @@ class StepByStep:
     Shapes: s [N, T, F] -> [N, T] each."""
 
     def __init__(self, frozen):
-        self.frozen, self.networks, self.slow_critic = frozen, frozen.networks, frozen.slow_critic
+        self.frozen, self.networks = frozen, frozen.networks
+        self.slow_critic = fast(frozen.slow_critic)
 
     def predict(self, s):
         """As dreamer.Frozen.predict."""
