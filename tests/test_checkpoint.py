@@ -139,6 +139,16 @@ def test_a_record_that_was_edited_by_hand_is_noticed(checkpoints):
         checkpoints.load(lambda line: None)
 
 
+def test_a_checkpoint_of_an_older_version_is_read_but_not_resumed(checkpoints, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "FORMAT", 1)
+        _save(checkpoints, 5)
+    with pytest.raises(ValueError, match="was saved by an older version and cannot be resumed"):
+        checkpoints.load(_no_warning)
+    (saved,) = checkpoints.newest_first(_no_warning)  # a report still reads its weights
+    assert saved.arrays["w"] == 5
+
+
 def test_a_missing_checkpoint_is_reported(checkpoints):
     with pytest.raises(ValueError, match="contains no checkpoint yet"):
         checkpoints.load(_no_warning)

@@ -23,7 +23,8 @@ from utils.core.replay import ring_size
 from utils.run.arrays import load, save
 from utils.run.files import replace
 
-FORMAT = 2  # format 1 had no actor state; such runs cannot be resumed
+FORMAT = 2
+READABLE = (1, FORMAT)  # format 1 names the actor state otherwise: weights alone can be used
 KEEP = 2  # checkpoints
 REFRESHED = ("h", "z")  # columns of the replay that training overwrites
 
@@ -66,8 +67,12 @@ class Checkpoints:
     def load(self, warn):
         """Load the newest intact checkpoint; `warn` is called with a line for each damaged one.
 
-        Raises: ValueError, one line, if there is none."""
+        Raises: ValueError, one line, if there is none, or if an older version saved it."""
         for saved in self.newest_first(warn):
+            if saved.record["format"] != FORMAT:
+                raise ValueError(f"{self.folder.parent}: was saved by an older version and cannot "
+                                 "be resumed; utils.evaluate, utils.watch and utils.report still "
+                                 "read its weights")
             return saved
         raise ValueError(f"{self.folder.parent}: contains no "
                          + ("intact checkpoint" if self._records() else "checkpoint yet"))
@@ -159,7 +164,7 @@ def _record(path):
         raise ValueError(f"{path}: is damaged (no complete record)") from None
     if _digest_of(record) != digest:
         raise ValueError(f"{path}: is damaged (its SHA-256 differs)")
-    if record["format"] != FORMAT:
+    if record["format"] not in READABLE:
         raise ValueError(f"{path}: has format {record['format']}, expected {FORMAT}")
     if any(Path(name).name != name for name in record["files"]):
         raise ValueError(f"{path}: names files in other folders")
