@@ -21,12 +21,14 @@ s_t = (h_t, z_t), concatenated: `s` · R^λ_t: `returns` · v(s_t): `values` · 
 γ = 1-1/`horizon`; λ, η: `lambda_`, `eta`. `params`: weights, `config`: numbers, `key`: randomness.
 
 Shapes, the same letters everywhere: B sequences in a batch, T steps in a sequence, N = B·T imagined
-rollouts, H steps of a rollout, E environments, D recurrent units, S latents of K classes each,
-F = D + S·K features, A action entries, V value bins, X the observation's axes. Time is axis 1.
+rollouts, H steps of a rollout, E environments, C rows stored for each, D recurrent units, S latents
+of K classes each, F = D + S·K features, A action entries, V value bins, X the observation's axes; a
+round is k steps of each environment and U updates. Time is axis 1. (In the paper's equations, S is
+also the return range, B the bins and H[·] an entropy.)
 
 The time line. A row of the replay is what the agent knew and did at time t: x_t, r_t and the flags
-arrived because of a_{t-1}; then a_t was chosen. With x_t = t, r_t = 100 + t, a_t = 10 t, an episode
-that terminates at t = 3 and one that its time limit cuts at t = 2:
+arrived because of a_{t-1}; then a_t was chosen. With x_t = t, r_t = 100 + t (0 at a reset) and
+a_t = 10 t, an episode that terminates at t = 3 and one that its time limit cuts at t = 2:
 
     row           0    1    2    3  |  4    5    6  |  7
     x             0    1    2    3  |  0    1    2  |  0
@@ -184,7 +186,7 @@ def value_bins(n):
 
 
 def twohot_mean(logits, bins):
-    """Eq. 10 | ŷ = softmax(logits)ᵀ B, as Σ (p_i - p_-i) b_i over the positive bins
+    """Eq. 10 | ŷ = softmax(logits)ᵀ B, as Σ (p(b) - p(-b)) b over the positive bins b
 
     Zero logits then give exactly 0, whatever the compiler does with products and sums.
 
@@ -195,9 +197,9 @@ def twohot_mean(logits, bins):
 
 
 def twohot_loss(logits, target, bins):
-    """Eq. 11 | -twohot(y)ᵀ ln softmax(logits), y shared linearly by its two nearest bins
+    """Eq. 11 | -twohot(y)ᵀ ln softmax(logits), y interpolated between the bins around it
 
-    Targets outside the bins count as the end bin. No [..., V] target is ever built.
+    Targets outside the bins are clipped to the end bin. No [..., V] target is ever built.
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
     target = jnp.clip(target, bins[0], bins[-1])
@@ -220,11 +222,11 @@ def unimix(logits, ratio):
 def sample_onehot(key, probs):
     """z ~ Categorical(probs) as one-hot, with the straight-through gradient of probs
 
-    Shapes: probs [..., K] -> [..., K]; one uniform number per draw meets the cumulative sum."""
+    By inverse CDF, with one uniform number per draw. Shapes: probs [..., K] -> [..., K]."""
     uniform = jax.random.uniform(key, probs.shape[:-1])
     bounds = jnp.cumsum(jax.lax.stop_gradient(probs), -1)[..., :-1]
     onehot = jax.nn.one_hot(jnp.sum(uniform[..., None] >= bounds, -1), probs.shape[-1])
-    return onehot + (probs - jax.lax.stop_gradient(probs))  # the bracket is exactly 0
+    return onehot + (probs - jax.lax.stop_gradient(probs))  # the value of the bracket is 0
 
 
 def kl(p, q):
@@ -243,6 +245,11 @@ def entropy(p):
 def features(latent):
     """s = [h, z flat], the input of every head: h [..., D], z [..., S, K] -> [..., F]"""
     return jnp.concatenate([latent.h, latent.z.reshape(*latent.z.shape[:-2], -1)], -1)
+
+
+def latent_classes(latent):
+    """The number of the class of each latent, as the replay stores z: [..., S, K] -> [..., S]"""
+    return jnp.argmax(latent.z, -1).astype(jnp.uint8)
 
 
 class WorldModel(nnx.Module):
@@ -265,7 +272,7 @@ class WorldModel(nnx.Module):
         self.continue_ = Head(MLP(s_size, units, model.continue_layers, eps, rngs), units, 1, rngs)
 
     def encode(self, x):
-        """Tokens of x, the symlog of a vector or pixels in [-0.5, 0.5]: [..., X] -> [..., ·]"""
+        """Embedding ("tokens") of x: of symlog(x) or pixels in [-0.5, 0.5], [..., X] -> [..., ·]"""
         return self.encoder(x / 255.0 - 0.5 if self.is_image else symlog(x))
 
     def decode(self, latent):
@@ -331,29 +338,29 @@ class Frozen(NamedTuple):
 
     networks: Networks
     slow_critic: Critic
-    bins: jax.Array  # [V]
 
-    def predict(self, s):
+    def predict(self, s, bins):
         """Rewards, continues and the slow critic's values of states: s [..., F] -> [...] each"""
         world = self.networks.world
-        r = twohot_mean(world.reward(s), self.bins)
+        r = twohot_mean(world.reward(s), bins)
         c = jax.nn.sigmoid(world.continue_(s)[..., 0])
-        return r, c, twohot_mean(self.slow_critic(s), self.bins)
+        return r, c, twohot_mean(self.slow_critic(s), bins)
 
 
 def assemble(program, params):
     """The Networks with these weights; on a CPU with the layers of utils/core/cpu_layers.py
 
-    To be called outside of the loop that uses them."""
+    Call it outside of the loop that uses them: on a CPU, weights are rearranged here."""
     networks = nnx.merge(program.networks, params)
     return cpu_layers.swap_in(networks) if program.on_cpu else networks
 
 
 def freeze(program, params, slow_critic):
-    """The same networks and the slow critic, without a gradient: -> Frozen"""
+    """The same networks and the slow critic, without a gradient: -> Frozen
+
+    On a CPU its counterpart StepByStep, with the same `predict`, `networks`, `slow_critic`."""
     networks = assemble(program, jax.lax.stop_gradient(params))
-    slow_critic = nnx.merge(program.critic, slow_critic)
-    frozen = Frozen(networks, slow_critic, value_bins(program.config.model.bins))
+    frozen = Frozen(networks=networks, slow_critic=nnx.merge(program.critic, slow_critic))
     return cpu_layers.StepByStep(frozen) if program.on_cpu else frozen
 
 
@@ -438,14 +445,14 @@ def prediction_loss(world, latent, rows, learning):
 
 
 def dynamics_loss(posterior, prior, free_bits):
-    """Eq. 3 | L_dyn = max(1, KL(sg(q) ‖ p)): the prior learns to predict the posterior
+    """Eq. 3 | L_dyn = max(free bits, KL(sg(q) ‖ p)): the prior learns to predict the posterior
 
     Shapes: posterior, prior [..., S, K] -> [...]; the KL is summed over S before the maximum."""
     return jnp.maximum(free_bits, kl(jax.lax.stop_gradient(posterior), prior).sum(-1))
 
 
 def representation_loss(posterior, prior, free_bits):
-    """Eq. 3 | L_rep = max(1, KL(q ‖ sg(p))): the posterior becomes easier to predict
+    """Eq. 3 | L_rep = max(free bits, KL(q ‖ sg(p))): the posterior becomes easier to predict
 
     Shapes: posterior, prior [..., S, K] -> [...]."""
     return jnp.maximum(free_bits, kl(posterior, jax.lax.stop_gradient(prior)).sum(-1))
@@ -466,7 +473,7 @@ def imagine(networks, start, steps, key):
 
     last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
     s = jnp.concatenate([s, features(last)[None]])
-    return Imagined(s=s.swapaxes(0, 1), a=a.swapaxes(0, 1))
+    return swap_time_and_batch(Imagined(s=s, a=a))
 
 
 def lambda_returns(r, c, values, lambda_):
@@ -474,8 +481,8 @@ def lambda_returns(r, c, values, lambda_):
 
     Shapes: r, c, values [N, H+1], each at the state that it was predicted from; lambda_ a number
     or [N, H+1] likewise -> [N, H].
-    Differs: the paper writes r_t for what a_t earns; here it stands at t + 1 (the time line), and
-    the paper's γ is part of c."""
+    Differs: the paper writes r_t, c_t and v_t in Eq. 5; here all three are at t + 1 (the time
+    line), and the paper's γ is part of c."""
     def step(return_after, inputs):
         r, c, v, lambda_ = inputs
         return_here = r + c * ((1.0 - lambda_) * v + lambda_ * return_after)
@@ -484,11 +491,11 @@ def lambda_returns(r, c, values, lambda_):
     lambda_ = jnp.broadcast_to(lambda_, r.shape)
     inputs = swap_time_and_batch((r[:, 1:], c[:, 1:], values[:, 1:], lambda_[:, 1:]))
     _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
-    return returns.swapaxes(0, 1)
+    return swap_time_and_batch(returns)
 
 
 def trajectory_weights(c):
-    """Π_{i≤t} c_i, the probability that a rollout still continues, its start included: [N, H+1]"""
+    """Π_{i≤t} c_i, the discounted probability that a rollout gets to state t: [N, H+1]"""
     return jnp.cumprod(c, 1)
 
 
@@ -515,7 +522,7 @@ def replay_returns(rows, bootstrap, learning):
 
 
 def update_return_range(return_range, returns, learning):
-    """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): the two percentiles, averaged separately from 0
+    """Eq. 7 | S = EMA(Per(R, 95) - Per(R, 5)): both percentiles averaged, each from 0 on
 
     Shapes: return_range [2], returns any -> [2]."""
     levels = jnp.array([learning.return_low, learning.return_high])
@@ -572,14 +579,14 @@ def imagination_losses(networks, frozen, imagined, return_range, config):
 
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
     learning, bins = config.learning, value_bins(config.model.bins)
-    s, last = imagined.s[:, :-1], imagined.s[:, -1]  # the last state only lends its value
-    r, c, slow_values = frozen.predict(imagined.s)
+    s, last = imagined.s[:, :-1], imagined.s[:, -1]  # the last state has no action and no loss
+    r, c, slow_values = frozen.predict(imagined.s, bins)
     logits, policy = networks.critic(s), networks.actor(s)
     values = jax.lax.stop_gradient(twohot_mean(logits, bins))
     last_value = twohot_mean(frozen.networks.critic(last), bins)
     values = jnp.concatenate([values, last_value[:, None]], 1)
     returns = lambda_returns(r, c, values, learning.lambda_)
-    returns_of_all = jax.lax.all_gather(returns, DEVICES)
+    returns_of_all = jax.lax.all_gather(returns, DEVICES)  # an axis of on_all_devices
     return_range = update_return_range(return_range, returns_of_all, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
 
@@ -636,11 +643,12 @@ def agent_losses(program, params, state, batch, key):
 
     losses = losses | behaviour | {"replay_critic": replay}
     metrics |= more | {f"losses/{name}": loss for name, loss in losses.items()}
-    return losses, Aux(return_range, jax.lax.stop_gradient(latent), metrics)
+    latent = jax.lax.stop_gradient(latent)
+    return losses, Aux(return_range=return_range, latent=latent, metrics=metrics)
 
 
 def total_loss(params, program, state, batch, key):
-    """Eq. 2 | Σ β · L over all losses; every loss has a scale and every scale a loss"""
+    """Eq. 2 | Σ β · L over all losses: -> scalar, Aux"""
     losses, aux = agent_losses(program, params, state, batch, key)
     learning = program.config.learning
     scales = {
@@ -689,13 +697,15 @@ def laprop(config, updates):
         optax.ema(config.momentum, debias=True),
         optax.scale_by_learning_rate(rate),
     )
-    # Flat: XLA runs a few operations on one long vector faster than on each of seventy tensors.
+    # Flat: XLA compiles and runs a few operations on one long vector faster than on 70 tensors.
     clip = adaptive_gradient_clipping(config.agc, config.agc_floor)
     return optax.chain(clip, optax.flatten(step))
 
 
 def train_step(program, state, batch, key):
-    """One update of everything on one batch [B, T + 1, ...]: -> AgentState, Latent, metrics"""
+    """One gradient step on all networks, on one batch [B, T + 1, ...]
+
+    -> AgentState, Latent, metrics."""
     gradient = jax.grad(total_loss, has_aux=True)
     grads, aux = gradient(state.params, program, state, batch, key)
     flat, restore = ravel_pytree((grads, aux.metrics))  # one vector: one exchange among devices
@@ -740,10 +750,9 @@ def transition(timestep, a, latent):
     """The row that a step leaves in the replay; latents are stored as the numbers of their classes
 
     Shapes: timestep is a Step [E, ...], a [E, A] -> Transition [E, ...]."""
-    z = jnp.argmax(latent.z, -1).astype(jnp.uint8)
     return Transition(x=timestep.x, r=timestep.r, is_first=timestep.is_first,
                       is_last=timestep.is_last, is_terminal=timestep.is_terminal,
-                      a=a, h=latent.h, z=z)
+                      a=a, h=latent.h, z=latent_classes(latent))
 
 
 def play(program, networks, actor, key):
@@ -752,8 +761,10 @@ def play(program, networks, actor, key):
     timestep = actor.timestep
     latent, a = act(networks, timestep, actor.latent, actor.a, act_key)
     episode_return = actor.episode_return + timestep.r
-    length = actor.length + ~timestep.is_first
-    stats = EpisodeStats(timestep.is_last, episode_return, length)
+    length = actor.length + ~timestep.is_first  # a reset row is no action
+    stats = EpisodeStats(
+        is_last=timestep.is_last, episode_return=episode_return, length=length)
+    # After the last row of an episode, env.step ignores a and returns the next one's first row.
     env_keys = jax.random.split(env_key, len(a))
     env, after = jax.vmap(program.env.step)(env_keys, actor.env, a)
     continues = ~timestep.is_last
@@ -786,7 +797,7 @@ def update(program, state):
     key, sample_key, train_key = jax.random.split(state.key, 3)
     batch, index = replay_buffer.sample(state.replay, sample_key, config.batch, config.length + 1)
     agent, latent, metrics = train_step(program, state.agent, batch, train_key)
-    fresh = {"h": latent.h, "z": jnp.argmax(latent.z, -1).astype(jnp.uint8)}
+    fresh = {"h": latent.h, "z": latent_classes(latent)}
     trained = index._replace(place=index.place[:, 1:])  # row 0 only gave the state before
     replay = replay_buffer.refresh(state.replay, trained, fresh)
     return state._replace(agent=agent, replay=replay, key=key), metrics
@@ -850,7 +861,8 @@ def evaluate(program, params, key):
     start_key, play_key = jax.random.split(key)
     actor = start_episodes(program, run.eval_episodes, start_key)
     no = jnp.zeros(run.eval_episodes, bool)
-    first = EpisodeStats(no, actor.episode_return, actor.length)
+    first = EpisodeStats(
+        is_last=no, episode_return=actor.episode_return, length=actor.length)
 
     def unfinished(carry):
         _, done, t = carry
@@ -926,13 +938,13 @@ def train(program, session):
     if session.unfinished:
         for chunk in train_chunks(program.config, compiling.result(), state, session):
             evaluation = None
-            if chunk.params is not None:
+            if chunk.params is not None:  # an evaluation is due
                 key = session.eval_key(chunk.steps)
                 evaluation = calls.evaluate(program, chunk.params, key)
             session.log(chunk, evaluation)
-            if chunk.state is not None:
+            if chunk.state is not None:  # a save is due
                 session.save(chunk.state)
-    if session.unfinished:
+    if session.unfinished:  # a signal stopped it
         return session.stopped()
     session.end(calls.evaluate(program, session.best(), session.eval_key()))
 

@@ -81,7 +81,9 @@ class Environment:
         """The first row of an episode: -> EnvState, Step"""
         x, inner = self._checked.reset(key)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
-        return EnvState(inner, no), Step(self.observation(x), jnp.zeros(()), yes, no, no)
+        first = Step(x=self.observation(x), r=jnp.zeros(()), is_first=yes, is_last=no,
+                     is_terminal=no)
+        return EnvState(inner, no), first
 
     def step(self, key, state, action):
         """Execute an action [A] -> EnvState, Step
@@ -91,7 +93,8 @@ class Environment:
         step_key, reset_key = jax.random.split(key)
         x, inner, r, ended, cut = self._checked.step(step_key, state.inner, self.action(action))
         no, over = jnp.zeros((), bool), ended | cut
-        after = EnvState(inner, over), Step(self.observation(x), r, no, over, ended)
+        after = EnvState(inner, over), Step(
+            x=self.observation(x), r=r, is_first=no, is_last=over, is_terminal=ended)
         fresh = self.reset(reset_key)
         return jax.tree.map(lambda new, old: jnp.where(state.over, new, old), fresh, after)
 

@@ -13,7 +13,6 @@ from numpy.testing import assert_allclose
 
 import dreamer
 import jaxmodels_nnx as models
-from gymnax_wrappers import make
 from utils.core import config, cpu_layers
 from utils.core.devices import on_one_device
 from utils.core.settings import Config
@@ -48,7 +47,7 @@ def test_a_linear_layer(shape):
 
 
 @pytest.mark.parametrize("inputs, outputs", [(3, 4), (4, 3)])
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
 def test_a_convolution(size, inputs, outputs):
     compared(lambda: models.Conv(inputs, outputs, size, rngs()),
              jax.random.normal(KEY, (2, 6, 7, inputs)))
@@ -112,13 +111,27 @@ def _losses(program, params, state, batch):
 
 
 def test_on_a_cpu_the_program_takes_the_fast_forms_and_elsewhere_the_plain_ones(monkeypatch):
-    program, _ = dreamer.build(SETTINGS, make("CartPole-v1"))
-    assert program.on_cpu == (jax.default_backend() == "cpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    networks, frozen = _assembled()
+    assert isinstance(networks.world.sequence, cpu_layers.FastBlockGRU)
+    assert isinstance(networks.world.reward.out, cpu_layers.FastLinear)
+    assert isinstance(networks.world.encoder.convs[0], cpu_layers.FastConv)
+    assert isinstance(networks.critic, cpu_layers.TimeFirst)
+    assert isinstance(frozen, cpu_layers.StepByStep)
+    assert isinstance(frozen.slow_critic.out, cpu_layers.FastLinear)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    program, shapes = dreamer.build(SETTINGS, make("CartPole-v1"))
-    weights = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-    assert not program.on_cpu
-    assert type(dreamer.assemble(program, weights).world.sequence) is models.BlockGRU
+    networks, frozen = _assembled()
+    parts = [part for _, part in nnx.iter_modules(networks)]
+    assert {type(part).__module__ for part in parts} <= {
+        "dreamer", "jaxmodels_nnx", "flax.nnx.helpers", "flax.nnx.nn.stochastic"}
+    assert isinstance(networks.critic, dreamer.Critic) and isinstance(frozen, dreamer.Frozen)
+
+
+def _assembled():
+    """Networks for images of this backend, as trained and as frozen."""
+    program, params = networks_of((10, 10, 3), True)
+    return (dreamer.assemble(program, params),
+            dreamer.freeze(program, params, params["critic"]))
 
 
 def error_of_images(weights, networks, x, h, z):

@@ -55,7 +55,7 @@ def test_the_return_range_is_that_of_the_returns_of_all_devices():
     settings = _settings("learning.return_rate=1", "model.bins=41")
     bins, tables = dreamer.value_bins(41), (np.arange(8.0), np.full(8, 0.9), np.zeros(8))
     networks = Circle(tables, 1.0, bins)
-    frozen = dreamer.Frozen(networks, networks.critic, bins)
+    frozen = dreamer.Frozen(networks, networks.critic)
     starts = dreamer.Latent(jnp.eye(8), jnp.ones((8, 1, 1)))
     imagined = dreamer.imagine(networks, starts, 2, jax.random.key(0))
     returns, return_range = _on_two(

@@ -526,7 +526,7 @@ class Case:
         world = SimpleNamespace(reward=lambda s: s[..., REWARD],
                                 continue_=lambda s: s[..., CONTINUE])
         networks = SimpleNamespace(world=world, critic=lambda s: s[..., CRITIC], actor=self.policy)
-        frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW], BINS)
+        frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW])
         imagined = dreamer.Imagined(s=s, a=self.a)
         found = on_one_device(dreamer.imagination_losses)(
             networks, frozen, imagined, self.range_before, PAPER)
@@ -650,7 +650,7 @@ def replayed():
 def replay_loss(latent):
     """`replay_critic_loss` on features that hold the outputs of critic and slow critic."""
     networks = SimpleNamespace(critic=lambda s: s[..., CRITIC])
-    frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW], BINS)
+    frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW])
     bootstrap = recorded("4b_repl_loss")["boot"]
     return dreamer.replay_critic_loss(networks, frozen, latent, replayed(), bootstrap, PAPER)
 

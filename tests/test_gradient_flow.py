@@ -98,7 +98,7 @@ def measured(slopes):
 
 
 @pytest.mark.agent_losses
-def test_every_loss_teaches_exactly_the_networks_that_the_table_of_the_readme_says(steepest):
+def test_every_loss_teaches_exactly_the_networks_that_the_table_says(steepest):
     assert measured(steepest[0.0]) == table()
 
 

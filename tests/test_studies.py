@@ -141,7 +141,7 @@ def _compared(alive, x=0.0):
     rows = SimpleNamespace(x=np.ones((1, 2, 1)), r=np.ones((1, 2)),
                            is_first=np.array([[True, False]]), is_terminal=np.zeros((1, 2), bool))
     material = SimpleNamespace(played=SimpleNamespace(rows=rows), scale=np.ones(1))
-    imagined = rollouts.Imagined(np.full((1, 3, 1), x), np.array([[1.0, 1.0, 0.0]]),
+    imagined = rollouts.Rollouts(np.full((1, 3, 1), x), np.array([[1.0, 1.0, 0.0]]),
                                  np.array([alive]), None, None)
     return studies._compared(material, (np.zeros(1, int), np.zeros(1, int)), real, imagined)
 

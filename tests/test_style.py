@@ -280,9 +280,9 @@ def test_every_field_of_the_configuration_is_read():
              if isinstance(node, ast.AnnAssign) and node.target.id not in read)
 
 
-def test_the_algorithm_has_at_most_960_lines():
+def test_the_algorithm_has_at_most_980_lines():
     lines = len((ROOT / "dreamer.py").read_text(encoding="utf-8").splitlines())
-    assert lines <= 960, f"dreamer.py:{lines}: at most 960 lines"
+    assert lines <= 980, f"dreamer.py:{lines}: at most 980 lines"
 
 
 def test_the_tracked_names_at_the_top_are_the_fixed_list():

@@ -228,7 +228,7 @@ def imagined_returns(tables, onward, lambda_, steps, copies=1):
     sets = [f"learning.lambda_={lambda_}", "model.bins=41"]
     settings = config.load("dreamer.yaml", Config, ["debug"], sets)
     networks = worlds.Circle(tables, onward, dreamer.value_bins(settings.model.bins))
-    frozen = dreamer.Frozen(networks, networks.critic, dreamer.value_bins(settings.model.bins))
+    frozen = dreamer.Frozen(networks, networks.critic)
     start = dreamer.Latent(jnp.tile(jnp.eye(5), (copies, 1)), jnp.ones((5 * copies, 1, 1)))
     imagined = dreamer.imagine(networks, start, steps, jax.random.key(0))
     losses = on_one_device(dreamer.imagination_losses)

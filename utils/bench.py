@@ -335,7 +335,11 @@ def _flags(argv):
     parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and exit")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path("docs"),
                         help=f"folder of the results (default: docs; {RESULTS})")
-    return parser.parse_args(argv)
+    flags, unknown = parser.parse_known_args(argv)
+    if unknown:
+        new = " (it is --imagination now)" if unknown[0].startswith("--horizon") else ""
+        parser.error(f"{unknown[0]}: unknown flag{new}")
+    return flags
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def swap_in(networks):
 
 
 def fast(module):
-    """Replace the layers of a module by their fast forms, in place."""
+    """Replace the layers of a module, and its block GRU `sequence`, by fast forms, in place."""
     for _, part in list(nnx.iter_modules(module)):
         part.__class__ = FAST.get(type(part), type(part))
         if isinstance(getattr(part, "sequence", None), plain.BlockGRU):
@@ -172,9 +172,9 @@ class StepByStep:
         self.frozen, self.networks = frozen, frozen.networks
         self.slow_critic = fast(frozen.slow_critic)
 
-    def predict(self, s):
+    def predict(self, s, bins):
         """As dreamer.Frozen.predict."""
-        return _swap(jax.lax.map(self.frozen.predict, s.swapaxes(0, 1)))
+        return _swap(jax.lax.map(lambda s: self.frozen.predict(s, bins), s.swapaxes(0, 1)))
 
 
 def _swap(tree):

@@ -36,7 +36,7 @@ class Inferred(NamedTuple):
     values: jax.Array
 
 
-class Imagined(NamedTuple):
+class Rollouts(NamedTuple):
     """H imagined steps from N starts: means over M rollouts [N, H, ...].
 
     `alive` is the probability that the world has not ended so far, and `r` the reward times the
@@ -121,7 +121,7 @@ def _heads(program, networks, latent):
 
 @partial(jax.jit, static_argnums=(0, 4))
 def imagine(program, params, start, actions, samples, keys):
-    """M imagined rollouts from each of N states, one step per key: -> Imagined
+    """M imagined rollouts from each of N states, one step per key: -> Rollouts
 
     With the given actions [N, H, A], or those of the policy if `actions` is None."""
     networks, n = dreamer.assemble(program, params), len(start.h)
@@ -136,7 +136,7 @@ def imagine(program, params, start, actions, samples, keys):
         x = decoded(networks.world, latent)
         parts = (x.reshape(n, samples, *x.shape[1:]),
                  *(part.reshape(n, samples) for part in (alive * r, alive * c, values)))
-        return (latent, alive * c), Imagined(*(part.mean(1) for part in parts), parts[0][0])
+        return (latent, alive * c), Rollouts(*(part.mean(1) for part in parts), parts[0][0])
 
     inputs = None if actions is None else actions.swapaxes(0, 1), keys
     _, imagined = jax.lax.scan(step, (start, jnp.ones(n * samples)), inputs)

@@ -77,6 +77,11 @@ class Checkpoints:
         raise ValueError(f"{self.folder.parent}: contains no "
                          + ("intact checkpoint" if self._records() else "checkpoint yet"))
 
+    def can_resume(self):
+        """Whether a checkpoint is there that this version can resume from."""
+        return any(f'"format": {FORMAT},' in path.read_text(encoding="utf-8")
+                   for path in self._records())
+
     def newest_first(self, warn):
         """Yields each intact checkpoint; `warn` is called with a line for each damaged one."""
         for path in reversed(self._records()):

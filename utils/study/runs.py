@@ -19,6 +19,7 @@ from utils.core import cli
 from utils.core import config as configuration
 from utils.core.machine import machine
 from utils.run import curves, files
+from utils.run.checkpoint import Checkpoints
 from utils.run.files import lock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ def train(run):
 
     Raises: KeyboardInterrupt, after the run has saved a checkpoint."""
     config, folder = run.config, run.folder
-    started = _is_of(config, folder / "run") and any((folder / "run/checkpoints").glob("*.json"))
+    started = _is_of(config, folder / "run") and Checkpoints(folder / "run").can_resume()
     if started and _is_complete(folder / "run"):
         return 0  # only its result was not saved
     if not started and (folder / "run").exists():  # other settings, or no checkpoint
