@@ -935,15 +935,16 @@ def train(program, session):
         if not state.replay.written.any():  # a new run, or one that was saved without its replay
             state, stats = calls.prefill(program, state, run.prefill // run.envs)
             session.prefilled(run.prefill // run.envs * run.envs, stats)
-    if session.unfinished:
-        for chunk in train_chunks(program.config, compiling.result(), state, session):
-            evaluation = None
-            if chunk.params is not None:  # an evaluation is due
-                key = session.eval_key(chunk.steps)
-                evaluation = calls.evaluate(program, chunk.params, key)
-            session.log(chunk, evaluation)
-            if chunk.state is not None:  # a save is due
-                session.save(chunk.state)
+    chunks = train_chunks(program.config, compiling.result(), state, session)
+    del state  # the chunks own it now: a second reference would keep a copy of the replay
+    for chunk in chunks if session.unfinished else ():
+        evaluation = None
+        if chunk.params is not None:  # an evaluation is due
+            key = session.eval_key(chunk.steps)
+            evaluation = calls.evaluate(program, chunk.params, key)
+        session.log(chunk, evaluation)
+        if chunk.state is not None:  # a save is due
+            session.save(chunk.state)
     if session.unfinished:  # a signal stopped it
         return session.stopped()
     session.end(calls.evaluate(program, session.best(), session.eval_key()))
