@@ -98,14 +98,17 @@ def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numb
     monkeypatch.setattr(runs.subprocess, "Popen", partial(_begin, begun))
     folder = tmp_path / "Catch-bsuite-0"
     (folder / "run" / "checkpoints").mkdir(parents=True)
-    (folder / "run" / "checkpoints" / "1.json").touch()
+    record = folder / "run" / "checkpoints" / "1.json"
+    record.write_text('{\n  "format": 2,\n}')
     (folder / "run" / "metrics.jsonl").write_text('{"charts/score_return": 1.0}\n')
     (folder / "run" / "config.yaml").write_text(config.dump(numbers))
     assert runs.train(runs.Run(numbers, folder)) == 0 and not begun
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
     assert runs.train(runs.Run(numbers, folder)) == 0 and "--resume" in begun[0]
+    record.write_text('{\n  "format": 1,\n}')  # of an older version: not to be resumed
+    assert runs.train(runs.Run(numbers, folder)) == 0 and "--logdir" in begun[1]
     other = runs.resolved(tiny, "Catch-bsuite", 1)
-    assert runs.train(runs.Run(other, folder)) == 0 and "--logdir" in begun[1]
+    assert runs.train(runs.Run(other, folder)) == 0 and "--logdir" in begun[2]
     assert not (folder / "run").exists()
 
 

@@ -87,9 +87,10 @@ def train(run):
 
     Raises: KeyboardInterrupt, after the run has saved a checkpoint."""
     config, folder = run.config, run.folder
-    started = _is_of(config, folder / "run") and Checkpoints(folder / "run").can_resume()
-    if started and _is_complete(folder / "run"):
+    same = _is_of(config, folder / "run")
+    if same and _is_complete(folder / "run"):
         return 0  # only its result was not saved
+    started = same and Checkpoints(folder / "run").can_resume()
     if not started and (folder / "run").exists():  # other settings, or no checkpoint
         shutil.rmtree(folder / "run")
     numbers = folder / "config.yaml"  # resolved: no preset remains to be applied
