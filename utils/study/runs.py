@@ -122,7 +122,8 @@ def _is_of(config, folder):
 
 def _is_complete(folder):
     """Whether the run in a folder is finished and scored."""
-    rows = curves.rows(folder / "metrics.jsonl")
+    path = folder / "metrics.jsonl"
+    rows = curves.rows(path) if path.exists() else []
     return bool(rows) and "charts/score_return" in rows[-1]
 
 
