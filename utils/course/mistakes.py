@@ -8,6 +8,7 @@ import ast
 import re
 import sys
 import types
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,13 +84,18 @@ def mutated(mistake, text=None):
 
 def place(mistake, text):
     """First line of the function, counted from 0, and the line behind its last."""
-    parts = ast.parse(text).body
+    parts = _parsed(text).body
     for name in mistake.function.split("."):
         found = [part for part in parts if getattr(part, "name", None) == name]
         if not found:
             raise ValueError(f"{mistake.name}: {mistake.function} is not in {PROGRAM.name}")
         parts = found[0].body
     return found[0].lineno - 1, found[0].end_lineno
+
+
+@lru_cache(maxsize=2)  # a tenth of a second, for each of a hundred mistakes
+def _parsed(text):
+    return ast.parse(text)
 
 
 def install(text):
