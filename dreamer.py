@@ -472,8 +472,8 @@ def imagine(networks, start, steps, key):
         return imagine_step(networks.world, latent, a, latent_key), (s, a)
 
     last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
-    s = jnp.concatenate([s, features(last)[None]])
-    return swap_time_and_batch(Imagined(s=s, a=a))
+    s, a = swap_time_and_batch((s, a))
+    return Imagined(s=jnp.concatenate([s, features(last)[:, None]], 1), a=a)
 
 
 def lambda_returns(r, c, values, lambda_):
