@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.core import user_env
+from utils.core import step_checks, user_env
 from utils.core.lazy import import_when_used
 
 import_when_used("seaborn", "matplotlib.pyplot")  # which gymnax imports for its plots: a second
@@ -31,6 +31,8 @@ SOLVED = {
     "FrozenLake-misc": 0.70,
 }
 
+DIM = 32  # of 255: a uint8 image without a brighter pixel is hardly one
+PROBE = 4  # steps of an episode that tell a time limit from an end of the world
 
 BUILT_IN = frozenset(gymnax.registered_envs)
 MNIST, MNIST_FOLDER = "MNISTBandit-bsuite", Path("/tmp/mnist")  # where Gymnax expects its data
@@ -49,10 +51,11 @@ class Step(NamedTuple):
 
 
 class EnvState(NamedTuple):
-    """Gymnax's own state, and whether the episode is over."""
+    """Gymnax's own state, whether the episode is over, and what a check has found."""
 
     inner: Any
     over: jax.Array
+    fault: Any  # a Fault of step_checks.py; None for Gymnax's environments, which need no check
 
 
 class Environment:
@@ -60,30 +63,38 @@ class Environment:
 
     `x_shape`, `x_dtype` and `is_image` describe the observation (`raw_shape` that of Gymnax),
     `action_size` and `discrete` the action; `solved` is the return that counts as solved (None if
-    undefined)."""
+    undefined), `time_limit` the most actions of an episode (None without a limit). Every row of an
+    environment that is not `trusted` is checked."""
 
-    def __init__(self, checked, observation):
-        name, self._checked = checked.name, checked
+    def __init__(self, checked, observation, trusted=False):
+        name, self._checked, self._trusted = checked.name, checked, trusted
         self.name, self.env, self.params = name, checked.env, checked.params
         self.solved = SOLVED.get(name)
         self.action_space = space = _action_space(name, checked.action_space)
         self.discrete = isinstance(space, spaces.Discrete)
-        self.action_size = int(space.n if self.discrete else max(1, math.prod(space.shape)))
+        self.action_size = int(space.n if self.discrete else math.prod(space.shape))
         self.raw_shape = checked.raw.shape
         declared = checked.observation_space
         self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
         self.is_image = _is_image(name, self.raw_shape, observation)
         self.is_bytes = checked.raw.dtype == jnp.uint8
+        self.time_limit = checked.time_limit()
         x = jax.eval_shape(self.observation, checked.raw)
         self.x_shape, self.x_dtype = x.shape, x.dtype
+        self._notes = []  # lines for the user about what is possible but unusual
 
     def reset(self, key):
         """The first row of an episode: -> EnvState, Step"""
+        return self._begin(key, None if self._trusted else step_checks.none())
+
+    def _begin(self, key, fault):
         x, inner = self._checked.reset(key)
+        if not self._trusted:
+            fault = step_checks.after_reset(fault, self, x)
         no, yes = jnp.zeros((), bool), jnp.ones((), bool)
         first = Step(x=self.observation(x), r=jnp.zeros(()), is_first=yes, is_last=no,
                      is_terminal=no)
-        return EnvState(inner, no), first
+        return EnvState(inner, no, fault), first
 
     def step(self, key, state, action):
         """Execute an action [A] -> EnvState, Step
@@ -91,21 +102,36 @@ class Environment:
         After the last row of an episode the action is ignored, and the first row of the next
         episode is returned."""
         step_key, reset_key = jax.random.split(key)
-        x, inner, r, ended, cut = self._checked.step(step_key, state.inner, self.action(action))
-        no, over = jnp.zeros((), bool), ended | cut
-        after = EnvState(inner, over), Step(
-            x=self.observation(x), r=r, is_first=no, is_last=over, is_terminal=ended)
-        fresh = self.reset(reset_key)
+        found = self._checked.step(step_key, state.inner, self.action(action))
+        fault, over = state.fault, found.ended | found.cut
+        x = found.x if found.last is found.x else jnp.where(over, found.last, found.x)
+        if not self._trusted:
+            fault = step_checks.after_step(fault, self, x, found)
+        after = EnvState(found.inner, over, fault), Step(
+            x=self.observation(x), r=found.r, is_first=jnp.zeros((), bool), is_last=over,
+            is_terminal=found.ended)
+        fresh = self._begin(reset_key, state.fault)
         return jax.tree.map(lambda new, old: jnp.where(state.over, new, old), fresh, after)
+
+    def fault(self, faults):
+        """The line for the first Fault of several environments [E]; None if there is none."""
+        found = None if self._trusted else step_checks.message(faults, self)
+        return found and f"run.env: {self.name}: {found}"
 
     def describe(self):
         """One line for people: name, observation, action, time limit."""
         shape = "x".join(str(n) for n in self.x_shape)
         kind = f"image of {shape}" if self.is_image else f"vector of {shape}"
         acts = "discrete actions" if self.discrete else "continuous action entries"
-        limit = getattr(self.params, "max_steps_in_episode", None)
-        ends = f", at most {int(limit)} steps" if limit else ""
+        ends = f", at most {self.time_limit:,} steps" if self.time_limit else ""
         return f"{self.name}: {kind} in, {self.action_size} {acts} out{ends}"
+
+    def notes(self, eval_limit):
+        """Lines about what is possible but unusual, with evaluations of `eval_limit` steps."""
+        if self.time_limit is None or eval_limit >= self.time_limit:
+            return self._notes
+        return [*self._notes, f"evaluations end after run.eval_limit = {eval_limit:,} of at most "
+                f"{self.time_limit:,} steps, and scores count what was earned until then"]
 
     def observation(self, x):
         """Convert a raw observation for the agent: a float32 vector or a uint8 image."""
@@ -125,7 +151,9 @@ class Environment:
         if self.discrete:
             return jnp.argmax(action).astype(jnp.int32)
         share = 0.5 * (jnp.clip(action, -1.0, 1.0).reshape(space.shape) + 1.0)
-        return (space.low + share * (space.high - space.low)).astype(space.dtype)
+        scaled = space.low + share * (space.high - space.low)
+        whole = jnp.issubdtype(space.dtype, jnp.integer)
+        return (jnp.round(scaled) if whole else scaled).astype(space.dtype)
 
 
 def configured(run):
@@ -145,10 +173,10 @@ def make(name, observation="auto", changes=None):
     Raises: ValueError, one clear line, for an unknown id or an unsupported environment."""
     env, params = _own(name) if ":" in name else _registered(name)
     params = user_env.with_values(name, params, changes)
-    checked = user_env.CheckedEnv(name, env, params)
-    environment = Environment(checked, observation)
+    environment = Environment(user_env.CheckedEnv(name, env, params), observation,
+                              trusted=name in BUILT_IN and not changes)
     if name not in BUILT_IN or changes:
-        _try_out(checked, environment)
+        _try_out(environment)
     return environment
 
 
@@ -202,40 +230,71 @@ def _own(name):
     return made, user_env.attribute(name, made, "default_params")
 
 
-def _try_out(checked, env):
-    """Play random steps: check that observations and rewards are finite, and pixels in range.
+def _try_out(env):
+    """Play random steps and check every row; notes what is suspicious.
 
     Raises: ValueError naming the first wrong entry and its step."""
-    episodes, steps = 8, 100
-    raw = Environment(checked, "vector")  # unconverted, even an image
+    faults, rows = _play_at_random(env, 100)
+    wrong = np.argwhere(faults.kind)
+    if len(wrong):
+        step = int(wrong[0, 0])
+        line = env.fault(jax.tree.map(lambda part: part[step], faults))
+        raise user_env.GuestError(f"{line}; found after {step} steps of random actions")
+    if env.name not in BUILT_IN and env.time_limit:
+        _check_time_limit(env, rows)
+    env._notes += _suspicions(env, rows.x)
+
+
+def _check_time_limit(env, rows):
+    """Check that `terminated` leaves out the time limit, by playing again with a smaller one
+
+    `rows` are the Steps of play with the usual limit. Raises: ValueError where `terminated` is true
+    only because of the limit."""
+    if env.time_limit < PROBE:
+        return
+    try:
+        params = user_env.with_values(env.name, env.params, {user_env.LIMIT: PROBE - 1})
+        checked = user_env.CheckedEnv(env.name, env.env, params)
+        _, early = _play_at_random(Environment(checked, "vector"), PROBE)
+    except user_env.GuestError:  # it cannot have so small a limit
+        return
+    if (early.is_terminal & ~rows.is_last[:PROBE]).any():
+        raise user_env.GuestError(
+            f"run.env: {env.name}: terminated is true where only {user_env.LIMIT} ends the "
+            "episode; expected the world's own end alone (is_truncated or a sixth value tells the "
+            "limit)")
+
+
+def _suspicions(env, x):
+    """Lines about images [steps, episodes, ...] of random play that are possible but unusual."""
+    lines = []
+    if env.is_image and env.is_bytes and x.max() <= DIM:
+        lines.append(f"random actions give no pixel above {x.max()}, and 255 is read as white: "
+                     "give 0 to 255, floats from 0 to 1, or run.observation=vector")
+    if env.is_image and env.x_shape[0] <= 4 < min(env.x_shape[1:]):
+        lines.append(f"the image is read as {env.x_shape[0]} rows of {env.x_shape[1]} pixels with "
+                     f"{env.x_shape[2]} colours: give colours last")
+    return lines
+
+
+def _play_at_random(env, steps):
+    """Play 8 episodes: -> Fault and Step [steps, 8, ...]"""
     reset_key, play_key = jax.random.split(jax.random.key(0))
     with user_env.Guest(f"run.env: {env.name}"):
-        x, r = jax.device_get(_at_random(
-            raw, jax.random.split(reset_key, episodes), jax.random.split(play_key, steps)))
-    for what, values in (("observation", x), ("reward", r[..., None])):
-        found = np.argwhere(~np.isfinite(values))
-        if len(found):
-            step, episode, entry = (int(n) for n in found[0])
-            place = f" entry {entry} of" if what == "observation" else ""
-            raise user_env.GuestError(
-                f"run.env: {env.name}:{place} the {what} is {values[step, episode, entry]} "
-                f"after {step} steps of random actions, expected finite numbers")
-    if env.is_image and not env.is_bytes and (x.min() < 0 or x.max() > 1):
-        raise user_env.GuestError(
-            f"run.env: {env.name}: the image has values from {x.min():g} to {x.max():g}, "
-            "expected 0 to 1, or uint8 (run.observation=vector accepts any)")
+        return jax.device_get(_at_random(
+            env, jax.random.split(reset_key, 8), jax.random.split(play_key, steps)))
 
 
 @partial(jax.jit, static_argnums=0)
 def _at_random(env, reset_keys, keys):
-    """Observations [steps, episodes, X] and rewards [steps, episodes] of random actions."""
+    """Faults and Steps [steps, episodes, ...] of random actions."""
 
     def step(carry, key):
         state, timestep = carry
         action_key, step_key = jax.random.split(key)
         actions = jax.random.normal(action_key, (len(timestep.r), env.action_size))
         keys = jax.random.split(step_key, len(timestep.r))
-        return jax.vmap(env.step)(keys, state, actions), (timestep.x, timestep.r)
+        return jax.vmap(env.step)(keys, state, actions), (state.fault, timestep)
 
     _, rows = jax.lax.scan(step, jax.vmap(env.reset)(reset_keys), keys)
     return rows
@@ -245,10 +304,23 @@ def _action_space(name, space):
     if not isinstance(space, (spaces.Discrete, spaces.Box)):
         raise user_env.GuestError(
             f"run.env: {name} has actions of type {type(space).__name__}, expected Discrete or Box")
+    if isinstance(space, spaces.Discrete) and space.n < 1:
+        raise user_env.GuestError(f"run.env: {name} has no actions (Discrete({space.n}))")
     if isinstance(space, spaces.Box):
-        bounds = np.broadcast_to(space.low, space.shape), np.broadcast_to(space.high, space.shape)
-        if not np.isfinite(bounds).all():
-            raise user_env.GuestError(f"run.env: {name} has actions without bounds")
+        low, high = (np.broadcast_to(np.asarray(bound, np.float32), space.shape)
+                     for bound in (space.low, space.high))
+        if not low.size:
+            raise user_env.GuestError(f"run.env: {name} has no actions (a Box of {space.shape})")
+        with np.errstate(over="ignore"):
+            width = high - low
+        if not np.isfinite(width).all():
+            raise user_env.GuestError(
+                f"run.env: {name} has actions without bounds, from {low.min():g} to "
+                f"{high.max():g}: expected a Box whose ends the agent can try")
+        if not (width > 0).all():
+            raise user_env.GuestError(
+                f"run.env: {name} has actions from {low.flat[np.argmin(width)]:g} to "
+                f"{high.flat[np.argmin(width)]:g}, expected low below high")
     return space
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from utils.core import config
 from utils.core.config import ConfigError, load
-from utils.core.settings import Config, updates_per_steps
+from utils.core.settings import Config, rounds_per_chunk, trained_ratio, updates_per_steps
 
 SHIPPED = Path(__file__).parent.parent / "dreamer.yaml"
 
@@ -166,9 +166,23 @@ def test_other_values_are_refused_for_a_text(value):
         load(SHIPPED, Config, sets=[f"run.env={value}"])
 
 
-def test_a_large_whole_number_keeps_every_digit():
-    steps = 2**60 + 1  # a float would lose the last
+def test_a_large_whole_number_keeps_every_digit_up_to_32_bits():
+    steps = 2**31 - 1  # float32 would lose the last
     assert load(SHIPPED, Config, sets=[f"run.steps={steps}"]).run.steps == steps
+    with pytest.raises(ConfigError, match="at most 2147483647, found 2147483648"):
+        load(SHIPPED, Config, sets=[f"run.steps={steps + 1}"])
+
+
+@pytest.mark.parametrize("text", ["010", "0x10", "1:30", "1_000", "0b11", "0o17"])
+def test_a_number_is_decimal_or_refused(text, tmp_path):
+    lines = SHIPPED.read_text(encoding="utf-8").replace("  seed: 0 ", f"  seed: {text} ", 1)
+    (tmp_path / "mine.yaml").write_text(lines, encoding="utf-8")
+    for path, sets in ((SHIPPED, [f"run.seed={text}"]), (tmp_path / "mine.yaml", [])):
+        if text == "010":
+            assert load(path, Config, sets=sets).run.seed == 10
+        else:
+            with pytest.raises(ConfigError, match="run.seed: expected a whole number"):
+                load(path, Config, sets=sets)
 
 
 def test_a_preset_is_checked_even_if_it_is_not_used(tmp_path, tree):
@@ -195,11 +209,33 @@ def test_a_duplicate_key_is_an_error_with_its_line(tmp_path):
 ])
 def test_updates_per_steps_are_the_smallest_whole_numbers_with_the_train_ratio(
         ratio, envs, rows, expected):
-    settings = SimpleNamespace(run=SimpleNamespace(train_ratio=float(ratio), envs=envs),
+    settings = SimpleNamespace(run=SimpleNamespace(train_ratio=float(ratio), envs=envs, chunk=2560),
                                replay=SimpleNamespace(batch=rows[0], length=rows[1]))
     updates, steps = updates_per_steps(settings)
     assert (updates, steps) == expected
     assert Fraction(updates * rows[0] * rows[1], steps * envs) == Fraction(ratio)
+
+
+@pytest.mark.parametrize("ratio", [16.333, 7.943282, 31.4159])
+def test_a_round_is_never_longer_than_a_chunk(ratio):
+    settings = load(SHIPPED, Config, sets=[f"run.train_ratio={ratio}"])
+    updates, steps = updates_per_steps(settings)
+    assert steps * settings.run.envs <= settings.run.chunk
+    assert trained_ratio(settings) == pytest.approx(ratio, rel=0.02)
+    planned = rounds_per_chunk(settings) * steps * settings.run.envs
+    assert planned <= settings.run.chunk
+
+
+def test_a_train_ratio_that_no_chunk_reaches_is_refused():
+    with pytest.raises(ConfigError, match="run.train_ratio: expected at least one update"):
+        load(SHIPPED, Config, sets=["run.train_ratio=0.001"])
+
+
+def test_the_shipped_train_ratios_are_kept_exactly():
+    tree = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    for name in tree["presets"]:
+        settings = load(SHIPPED, Config, [name])
+        assert trained_ratio(settings) == settings.run.train_ratio, name
 
 
 @pytest.mark.parametrize("case", ["4_imag_loss_case0", "4_imag_loss_case1"])

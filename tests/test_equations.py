@@ -448,7 +448,7 @@ def test_a_chunk_plays_its_steps_and_then_makes_its_updates_in_every_round(monke
         state._replace(agent=10 * state.agent + steps), state.agent))
     monkeypatch.setattr(dreamer, "update", lambda program, state: (
         state._replace(agent=10 * state.agent + 9), {"agent": state.agent}))
-    config = SimpleNamespace(run=SimpleNamespace(train_ratio=32.0, envs=4, devices=1),
+    config = SimpleNamespace(run=SimpleNamespace(train_ratio=32.0, envs=4, devices=1, chunk=240),
                              replay=SimpleNamespace(batch=8, length=16))  # 2 updates in 2 steps
     program = SimpleNamespace(config=config)
     after, stats, metrics = dreamer.train_rounds(

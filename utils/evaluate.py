@@ -68,6 +68,9 @@ def score(agent, folder):
     run = agent.config.run
     found = dreamer.evaluate(agent.program, agent.params, episode_key(agent.config))
     returns, lengths = (np.asarray(part, float) for part in jax.device_get(found))
+    if not np.isfinite(returns).all():
+        raise ValueError(f"the return of an episode is {returns[~np.isfinite(returns)][0]}: a "
+                         f"reward of {agent.env.name} or the weights are not finite")
     row = {
         "episodes": len(returns), "limit": run.eval_limit, "seed": run.seed,
         "mean": float(np.mean(returns)),
@@ -76,6 +79,8 @@ def score(agent, folder):
         "least": float(np.min(returns)), "most": float(np.max(returns)),
         "length": float(np.mean(lengths)),
     }
+    for line in agent.env.notes(run.eval_limit):
+        print(f"note         {line}")
     print(f"score        {row['mean']:.2f} ± {row['interval']:.2f} (95%) over {row['episodes']} "
           f"episodes of {agent.env.name}\n"
           f"spread       standard deviation {row['deviation']:.2f}, "

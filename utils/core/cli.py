@@ -15,6 +15,10 @@ WORLD_MODEL = "world_model"  # the preset of --world-model-only
 REPLACED = {"--eval": "python -m utils.evaluate RUN", "--watch": "python -m utils.watch RUN",
             "--explain": "python -m utils.explain"}
 
+# The flags that set a key of their own.
+FLAGS = {"run.env": "--env", "run.seed": "--seed", "run.steps": "--steps",
+         "run.save_replay": "--save-replay", "run.eval_episodes": "--episodes"}
+
 
 @dataclass(frozen=True)
 class Command:
@@ -101,7 +105,7 @@ def _config(flags):
     sets = [f"run.{key}={value}" for key, value in (
         ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes)) if value is not None]
     presets = [WORLD_MODEL] if flags.world_model_only else []
-    config = resolve(flags, flags.config or saved, presets, sets)
+    config = resolve(flags, saved if flags.config is None else flags.config, presets, sets)
     if flags.world_model_only:
         _check_world_model_only(config.learning)
     if saved:
@@ -117,14 +121,15 @@ def resolve(flags, path=None, presets=(), sets=()):
     `presets` and `sets` are applied after them.
 
     Raises: ConfigError."""
-    path = path or flags.config or _default_config()
+    path = flags.config if path is None else path
+    path = _default_config() if path is None else path
     named = (("env", flags.env), ("seed", flags.seed), ("steps", flags.steps))
     sets = [*flags.set, *(f"run.{key}={value}" for key, value in named if value is not None), *sets,
             *(_env_param(text) for text in flags.env_param)]
     presets = [*flags.preset, *presets]
-    config = configuration.load(path, Config, presets, sets)
+    config = configuration.load(path, Config, presets, sets, FLAGS)
     if config.run.env in configuration.presets(path):
-        config = configuration.load(path, Config, [config.run.env, *presets], sets)
+        config = configuration.load(path, Config, [config.run.env, *presets], sets, FLAGS)
     return config
 
 
@@ -166,6 +171,15 @@ def check_unchanged(config, text, run):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a wrong flag in one line, without the usage text."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Like argparse, but a flag with one value may be given only once. Raises: ConfigError."""
+        args = sys.argv[1:] if args is None else list(args)
+        for action in self._actions:
+            given = [one for one in args if one.partition("=")[0] in action.option_strings]
+            if len(given) > 1 and isinstance(action, argparse._StoreAction):
+                raise ConfigError(f"{given[0].partition('=')[0]}: is given {len(given)} times")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         """Called by argparse. Raises: ConfigError."""

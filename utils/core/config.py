@@ -9,9 +9,17 @@ import dataclasses
 import difflib
 import math
 import os
+import re
+import reprlib
+import sys
 import typing
 
 import yaml
+
+# The largest whole number and the largest other number of a configuration: steps and rows are
+# counted in 32 bits, and the square of a number must fit into float32.
+MOST, LARGEST = 2**31 - 1, 1e18
+NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"  # decimal alone: no 0x10, 1_0, 1:30
 
 
 class ConfigError(ValueError):
@@ -19,15 +27,20 @@ class ConfigError(ValueError):
 
 
 def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
-    """A dataclass field without default: its meaning, inclusive and exclusive bounds, choices."""
+    """A dataclass field without default: its meaning, inclusive and exclusive bounds, choices.
+
+    Without other bounds, whole numbers are at most MOST, and others at most LARGEST."""
     bounds = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
     return dataclasses.field(metadata={"meaning": meaning, **bounds})
 
 
-def load(path, schema, presets=(), sets=()):
+def load(path, schema, presets=(), sets=(), flags=()):
     """Load the file's defaults, then apply presets in order, then "section.key=value" strings.
 
+    `flags` maps keys to the flags that set them, for messages.
+
     Raises: ConfigError."""
+    flags = dict(flags)
     tree = read(path)
     blocks = _mapping(tree.pop("presets", None), f"{path}: presets")
     values = _sections(tree, schema, str(path), complete=True)
@@ -41,12 +54,14 @@ def load(path, schema, presets=(), sets=()):
             raise ConfigError(f"--preset: unknown preset {name!r} in {path}{near}")
         _overlay(values, overlays[name])
     for text in sets:
-        _overlay(values, _parse_set(text, schema))
+        _overlay(values, _parse_set(text, schema, flags))
     types = typing.get_type_hints(schema)
     try:
         return schema(**{name: types[name](**section) for name, section in values.items()})
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:  # of two numbers that do not fit each other
+        keys = {text.partition("=")[0].strip() for text in sets}
+        places = {flags.get(key, "--set") for key in keys if key in str(error)}
+        raise ConfigError(f"{', '.join(sorted(places)) or path}: {error}") from None
 
 
 def presets(path):
@@ -62,7 +77,7 @@ def read(path):
     Raises: ConfigError for a file that is missing, unreadable, empty, broken or not a mapping."""
     try:
         with open(path, encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_UniqueKeys)
+            tree = parse(file)
     except FileNotFoundError:
         folder = os.path.dirname(os.path.abspath(path))
         names = [n for n in _listing(folder) if n.endswith((".yaml", ".yml"))]
@@ -103,24 +118,41 @@ def rows(config):
             yield section.name, field.name, field.metadata["meaning"], getattr(part, field.name)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses duplicate keys and raises only YAML errors."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which refuses duplicate keys and raises only YAML errors
+
+    Numbers are decimal. What YAML 1.1 reads otherwise (010 as 8, 1:30 as 90) stays text."""
 
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # an invalid date such as 2020-13-45
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # !!bool abc
+            found = f"{show(getattr(node, 'value', None))} is no {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(
-                None, None, str(error), node.start_mark) from None
+                None, None, found, node.start_mark) from error
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} occurs twice", key.start_mark)
+                    None, None, f"the key {show(key.value)} occurs twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in (_INT, _FLOAT)]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), "+-0123456789")
+_Loader.add_implicit_resolver(
+    _FLOAT, re.compile(rf"({NUMBER}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), "+-.0123456789")
+
+
+def parse(text):
+    """Plain values from YAML text. Raises: yaml.YAMLError, RecursionError."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def _yaml_fault(error):
@@ -146,7 +178,7 @@ def nearest(name, known):
 def _mapping(value, where):
     """Check that `value` is a mapping; a name without a value is an empty one."""
     if value is not None and not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a mapping, found {_show(value)}")
+        raise ConfigError(f"{where}: expected a mapping, found {show(value)}")
     return value or {}
 
 
@@ -191,30 +223,37 @@ def _keys(keys, schema, where, complete):
     }
 
 
-def _parse_set(text, schema):
+def _parse_set(text, schema, flags):
     path, equals, value = text.partition("=")
     section, dot, key = path.strip().partition(".")
     key, inside, name = key.partition(".")
+    flag = flags.get(path.strip(), "--set")
     if not (equals and dot and section and key):
-        raise ConfigError(f"--set: expected section.key=value, found {text!r}")
+        known = [f"{part}.{field.name}" for part, kind in typing.get_type_hints(schema).items()
+                 for field in dataclasses.fields(kind)]
+        same = [one for one in known if one.partition(".")[2] == section]
+        near = f"; did you mean {same[0]!r}?" if same and equals else ""
+        raise ConfigError(f"{flag}: expected section.key=value, found {show(text)}{near}")
     try:
-        parsed = yaml.load(value, Loader=_UniqueKeys)
+        parsed = parse(value)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--set {text}{_yaml_fault(error)}") from None
-    return _sections({section: {key: {name: parsed} if inside else parsed}}, schema, "--set")
+        raise ConfigError(f"{flag} {show(text)}{_yaml_fault(error)}") from None
+    return _sections({section: {key: {name: parsed} if inside else parsed}}, schema, flag)
 
 
 def _value(value, kind, bounds, where):
-    """Convert `value` to `kind` and check its bounds; `3e-4` (text to PyYAML) becomes a float."""
+    """Convert `value` to `kind` and check its bounds; a quoted number becomes a number."""
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list) or not value:
-            raise ConfigError(f"{where}: expected a list of whole numbers, found {_show(value)}")
+            raise ConfigError(f"{where}: expected a list of whole numbers, found {show(value)}")
         return tuple(_value(item, int, {"low": 1}, where) for item in value)
     if kind is dict:
         return _entries(value, where)
-    converted = _coerce(value, kind)
+    converted, most = _coerce(value, kind), {int: MOST, float: LARGEST}.get(kind)
+    if most and converted is not None and abs(converted) > most and not bounds.get("below"):
+        bounds = {"high": most} | {name: bound for name, bound in bounds.items() if bound}
     if converted is None or not _within(converted, bounds):
-        raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {_show(value)}")
+        raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {show(value)}")
     return converted
 
 
@@ -223,8 +262,14 @@ def _entries(value, where):
     for name, entry in _mapping(value, where).items():
         if not isinstance(name, str) or not isinstance(entry, (bool, int, float, str, list)):
             raise ConfigError(f"{where}: expected names with numbers, booleans or lists, "
-                              f"found {name}: {_show(entry)}")
-    return dict(value or {})
+                              f"found {show(name)}: {show(entry)}")
+    return {name: _number(entry, entry) for name, entry in (value or {}).items()}
+
+
+def _number(value, otherwise):
+    """The number in a text, such as a quoted '3e-4'; `otherwise` if it is none."""
+    is_one = isinstance(value, str) and re.fullmatch(NUMBER, value.strip())
+    return float(value) if is_one else otherwise
 
 
 def _coerce(value, kind):
@@ -233,16 +278,18 @@ def _coerce(value, kind):
         return value if isinstance(value, kind) else None
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if isinstance(value, str):
+        value = _number(value, math.nan)
     try:
         number = float(value)
-    except (ValueError, OverflowError):  # not a number, or an integer beyond the range of floats
-        return None
+    except OverflowError:  # a whole number beyond the range of floats
+        number = sys.float_info.max if value > 0 else -sys.float_info.max
     if not math.isfinite(number):
         return None
     if kind is float:
         return number
     exact = value if isinstance(value, int) else number
-    return int(exact) if number.is_integer() else None
+    return int(exact) if exact == int(exact) else None
 
 
 def _within(value, bounds):
@@ -267,5 +314,9 @@ def _expected(kind, bounds):
     return " ".join([name, " and ".join(limits)]).strip()
 
 
-def _show(value):
-    return "nothing" if value is None else repr(value)
+def show(value):
+    """A value in a message: in quotes, without control characters, at most 80 characters."""
+    short = reprlib.Repr()  # which also stops inside of nested values
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 3, 78, 78, 40
+    text = "nothing" if value is None else short.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -27,7 +27,8 @@ def mesh(config):
 def part(program):
     """The program of one device, with its share of the environments and of the batch."""
     config, devices = program.config, count(program.config)
-    run = replace(config.run, envs=config.run.envs // devices)
+    # of its chunk too: the longest round then has the same number of steps
+    run = replace(config.run, envs=config.run.envs // devices, chunk=config.run.chunk // devices)
     replay = replace(config.replay, batch=config.replay.batch // devices)
     return replace(program, config=replace(config, run=run, replay=replay))
 

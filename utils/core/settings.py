@@ -26,7 +26,8 @@ class Run:
     envs: int = setting("E: environments stepped in parallel", low=1)
     devices: int = setting("maximum number of devices to share environments and batches", low=1)
     prefill: int = setting("environment steps before the first update", low=1)
-    train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4)
+    train_ratio: float = setting("replayed rows trained on per environment step", low=1e-4,
+                                 high=1e6)
     chunk: int = setting("maximum environment steps per compiled call and line of metrics", low=1)
     eval_every: int = setting("environment steps between evaluations", low=1)
     eval_episodes: int = setting("fresh episodes per evaluation, in parallel", low=1)
@@ -167,6 +168,9 @@ class Config:
             (replay.capacity >= replay.batch * replay.length,
              f"replay.capacity: expected at least one batch = "
              f"{replay.batch * replay.length} rows, found {replay.capacity}"),
+            (_updates_per_step(run, replay) * 2 * max(1, run.chunk // run.envs) > 1,
+             f"run.train_ratio: expected at least one update per run.chunk = {run.chunk} steps, "
+             f"which is {replay.batch * replay.length / run.chunk:g}, found {run.train_ratio:g}"),
             (run.steps > run.prefill,
              f"run.steps: expected more than run.prefill = {run.prefill}, found {run.steps}"),
             (self.learning.return_low < self.learning.return_high,
@@ -181,12 +185,23 @@ class Config:
 def updates_per_steps(config):
     """(U, k): the smallest whole numbers with U updates per k steps of all environments
 
-    Train ratio = replayed rows per environment step = U · B · T / (k · E). (1, 1) becomes (2, 2):
-    XLA would unroll two loops of one step each, and then copy columns of the replay."""
-    rows = config.replay.batch * config.replay.length
-    ratio = Fraction(config.run.train_ratio).limit_denominator(10_000) * config.run.envs / rows
+    Train ratio = replayed rows per environment step = U · B · T / (k · E), or the nearest to it
+    with a round of at most run.chunk steps. (1, 1) becomes (2, 2): XLA would unroll two loops of
+    one step each, and then copy columns of the replay."""
+    run = config.run
+    ratio = _updates_per_step(run, config.replay).limit_denominator(max(1, run.chunk // run.envs))
     times = 2 if ratio == 1 else 1
     return ratio.numerator * times, ratio.denominator * times
+
+
+def _updates_per_step(run, replay):
+    return Fraction(run.train_ratio) * run.envs / (replay.batch * replay.length)
+
+
+def trained_ratio(config):
+    """The train ratio of `updates_per_steps`."""
+    updates, steps = updates_per_steps(config)
+    return updates * config.replay.batch * config.replay.length / (steps * config.run.envs)
 
 
 def reseeded(config, seed):
@@ -196,6 +211,7 @@ def reseeded(config, seed):
 
 def rounds_per_chunk(config):
     """Rounds of (U, k) per chunk: all chunks have the same size, so only one is compiled."""
-    steps, (_, k) = config.run.steps - config.run.prefill, updates_per_steps(config)
-    chunks = max(1, math.ceil(steps / config.run.chunk))
-    return max(1, math.ceil(steps / (chunks * k * config.run.envs)))
+    run, (_, k) = config.run, updates_per_steps(config)
+    rounds = math.ceil((run.steps - run.prefill) / (k * run.envs))
+    chunks = math.ceil(rounds / max(1, run.chunk // (k * run.envs)))
+    return math.ceil(rounds / chunks)

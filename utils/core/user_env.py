@@ -19,11 +19,11 @@ import numpy as np
 
 from utils.core.config import nearest
 
-# The methods that are called, and their arguments. If the environment's own class has `reset_env`
-# and `step_env`, which never auto-reset, these are called instead of `reset` and `step` (a wrapper
-# that only forwards them would be bypassed).
+# The methods that are called, and their arguments.
 RESET, STEP = ("key", "params"), ("key", "state", "action", "params")
 SPACES = {"action_space": ("params",), "observation_space": ("params",)}
+FLAGS = ("terminated", "truncated")
+LIMIT = "max_steps_in_episode"  # the parameter of Gymnax's time limits
 
 
 class GuestError(ValueError):
@@ -52,10 +52,12 @@ class Outcome(NamedTuple):
     """What a step of an environment returns."""
 
     x: Any  # raw observation
+    last: Any  # the same before a reset that `step` may have made
     inner: Any  # its state
     r: jax.Array  # [] reward, float32
     ended: jax.Array  # [] the world ended
     cut: jax.Array  # [] a time limit ended the episode
+    lost: jax.Array  # [] `step` has reset, and the last observation is lost
 
 
 class CheckedEnv:
@@ -67,8 +69,9 @@ class CheckedEnv:
 
     def __init__(self, name, env, params):
         self.name, self.env, self.params = name, env, params
-        own = hasattr(type(env), "reset_env") and hasattr(type(env), "step_env")
-        used = {"reset_env": RESET, "step_env": STEP} if own else {"reset": RESET, "step": STEP}
+        self._resets = not _only_adds_resets(env)
+        used = ({"reset": RESET, "step": STEP} if self._resets
+                else {"reset_env": RESET, "step_env": STEP})
         self._reset, self._step, action_space, observation_space = _methods(
             name, env, used | SPACES)
         self.action_space = call(name, action_space, params)
@@ -78,6 +81,16 @@ class CheckedEnv:
         if not isinstance(self.raw, jax.ShapeDtypeStruct):
             raise GuestError(f"run.env: {name} has observations of type "
                              f"{type(self.raw).__name__}, expected one array")
+        if not _is_real(self.raw.dtype) or not self.raw.size:
+            raise GuestError(f"run.env: {name} has observations {_kind(self.raw)}, expected at "
+                             "least one real number")
+
+    def time_limit(self):
+        """The most actions of an episode by its parameters; None without a finite limit."""
+        limit = getattr(self.params, LIMIT, None)
+        finite = isinstance(limit, (int, float, np.ndarray, np.generic, jax.Array)) and (
+            np.ndim(limit) == 0 and np.isfinite(limit) and limit > 0)
+        return int(limit) if finite else None
 
     def reset(self, key):
         """Start an episode -> raw observation, state"""
@@ -89,27 +102,42 @@ class CheckedEnv:
     def step(self, key, inner, action):
         """Make a step -> Outcome
 
-        A `step` that auto-resets returns the episode's last observation in its info."""
+        A `step` that resets by itself returns the episode's last observation in its info."""
         found = call(self.name, self._step, key, inner, action, self.params)
         fits = isinstance(found, tuple) and len(found) in (5, 6) and isinstance(found[-1], dict)
         if not fits:
             raise self._wrong("step", found, "5 or 6: observation, state, reward, "
                               "terminated, (truncated,) info, the last a dict")
-        x, after, r, ended, *cut, info = found
-        if not cut and hasattr(self.env, "is_truncated"):
-            cut = [call(self.name, self.env.is_truncated, after, self.params)]
-        x = info.get("final_observation", x)
+        x, after, r, *ends, info = found
+        ended, cut = ends if len(ends) == 2 else self._ends(*ends, after, info)
+        last = info.get("final_observation", x)
         self._same_shapes("observation", self.raw, x)
+        self._same_shapes("observation", x, last, ("from step", "as info['final_observation']"))
         self._same_shapes("state", inner, after)
-        r = self._scalar("reward", r, jnp.float32)
         ended = self._scalar("terminated", ended, bool)
-        return Outcome(x, after, r, ended, self._scalar("truncated", *(cut or [False]), bool))
+        cut = self._scalar("truncated", cut, bool)
+        lost = (ended | cut) & ("final_observation" not in info and _is_new(after, self._resets))
+        r = self._scalar("reward", r, jnp.float32)
+        return Outcome(x=x, last=last, inner=after, r=r, ended=ended, cut=cut, lost=lost)
+
+    def _ends(self, ended, after, info):
+        """(terminated, truncated) of a step of five values."""
+        if all(flag in info for flag in FLAGS):  # of a `step` of Gymnax that was made older
+            return [info[flag] for flag in FLAGS]
+        if not self._resets and hasattr(self.env, "is_truncated"):
+            return ended, call(self.name, self.env.is_truncated, after, self.params)
+        if hasattr(self.env, "is_truncated") or hasattr(self.params, LIMIT):
+            raise GuestError(
+                f"run.env: {self.name}: step returns 5 values, which do not tell a time limit from "
+                "an end of the world; expected 6: observation, state, reward, terminated, "
+                "truncated, info")
+        return ended, False
 
     def _wrong(self, what, found, expected):
         count = f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"
         return GuestError(f"run.env: {self.name}: {what} returns {count}, expected {expected}")
 
-    def _same_shapes(self, what, before, after):
+    def _same_shapes(self, what, before, after, places=("at reset", "after a step")):
         """Check that two trees agree in structure, shapes and types. Raises: GuestError."""
         old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (before, after))
         if [path for path, _ in old] != [path for path, _ in new]:
@@ -118,8 +146,8 @@ class CheckedEnv:
         for (path, one), (_, other) in zip(old, new):
             if _kind(one) != _kind(other):
                 place = f"{what}{jax.tree_util.keystr(path)}"
-                raise GuestError(f"run.env: {self.name} gives its {place} as {_kind(one)} at reset "
-                                 f"and as {_kind(other)} after a step")
+                raise GuestError(f"run.env: {self.name} gives its {place} as {_kind(one)} "
+                                 f"{places[0]} and as {_kind(other)} {places[1]}")
 
     def _scalar(self, what, value, kind):
         """A reward or a flag as an array [] of the dtype `kind`; GuestError if not one number."""
@@ -128,6 +156,29 @@ class CheckedEnv:
             raise GuestError(f"run.env: {self.name}: {what} has shape {list(array.shape)}, "
                              "expected one number")
         return array.reshape(())
+
+
+def _only_adds_resets(env):
+    """Whether `reset` and `step` are Gymnax's own, around the `reset_env` and `step_env` here
+
+    These two then give the same without a reset after the last step. A class that has its own
+    `reset` or `step` is used through these, so that nothing it changes is bypassed."""
+    methods = [getattr(type(env), name, None) for name in ("reset", "step")]
+    own = {"reset", "step"} & getattr(env, "__dict__", {}).keys()
+    return not own and all(hasattr(type(env), name) for name in ("reset_env", "step_env")) and all(
+        method is None or method.__module__.startswith("gymnax.environments.")
+        for method in methods)
+
+
+def _is_new(state, may_reset):
+    """Whether `step` has reset this state: its `time` is 0 again; False for one without `time`."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0] if may_reset else ()
+    clocks = [leaf for path, leaf in leaves if path and getattr(path[-1], "name", "") == "time"]
+    return jnp.ravel(clocks[0])[0] == 0 if clocks and jnp.size(clocks[0]) else False
+
+
+def _is_real(dtype):
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating, jnp.bool_))
 
 
 def call(name, function, *arguments):

@@ -61,16 +61,26 @@ def unflatten(tree_like, arrays):
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree_like)
     wanted = {_name(path): leaf for path, leaf in leaves}
+    restored = []
     for name, leaf in wanted.items():
         if name not in arrays:
             raise ValueError(f"the array {name!r} is missing")
-        expected, found = _describe(jax.eval_shape(_plain, leaf)), _describe(arrays[name])
+        array = _typed(arrays[name], leaf)
+        expected, found = _describe(jax.eval_shape(_plain, leaf)), _describe(array)
         if expected != found:
             raise ValueError(f"the array {name!r} is {found}, expected {expected}")
+        restored.append(_like(leaf, array))
     for name in arrays:
         if name not in wanted:
             raise ValueError(f"the array {name!r} is not part of the model")
-    return jax.tree.unflatten(structure, [_like(leaf, arrays[n]) for n, leaf in wanted.items()])
+    return jax.tree.unflatten(structure, restored)
+
+
+def _typed(array, leaf):
+    """Bytes as numbers of a type that NumPy does not know (bfloat16, float8) and saves as bytes."""
+    if array.dtype.kind != "V" or _is_key(leaf) or array.dtype.itemsize != leaf.dtype.itemsize:
+        return array
+    return array.view(leaf.dtype)
 
 
 def _is_key(leaf):

@@ -14,6 +14,7 @@ class Chunk(NamedTuple):
     updates: int
     stats: Any  # EpisodeStats [rounds, k, E]
     metrics: dict
+    fault: Any  # what the checks of the user's environments [E] have found
     params: Any  # weights to evaluate, None where no evaluation is due
     state: Any  # RunnerState to save, None where no save is due
 
@@ -28,9 +29,10 @@ def train_chunks(config, train_chunk, state, session):
     while goes_on:
         state, stats, metrics = jax.block_until_ready(running)
         steps = rounds * k * config.run.envs
+        fault = jax.device_get(state.actor.env.fault)
         evaluates, saves, goes_on = session.due(steps)
         params = jax.device_get(state.agent.params) if evaluates else None
         saved = jax.device_get(state) if saves else None
         if goes_on:
             running = train_chunk(state)
-        yield Chunk(steps, rounds * updates, stats, metrics, params, saved)
+        yield Chunk(steps, rounds * updates, stats, metrics, fault, params, saved)

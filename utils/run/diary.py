@@ -155,8 +155,13 @@ def _rank(name):
 def evaluation_metrics(returns, lengths, name="eval"):
     """Metrics of an evaluation: mean return, half its 95% interval, mean length
 
-    Shapes: returns, lengths [..., episodes] -> [...] each."""
+    Shapes: returns, lengths [..., episodes] -> [...] each.
+
+    Raises: FloatingPointError for a return that is not finite."""
     returns, lengths = jax.device_get((returns, lengths))
+    if not np.isfinite(returns).all():
+        wrong = returns[~np.isfinite(returns)][0]
+        raise FloatingPointError(f"the return of an evaluation is {wrong}")
     interval = 1.96 * np.std(returns, -1) / returns.shape[-1] ** 0.5
     return {f"charts/{name}_return": returns.mean(-1), f"charts/{name}_interval": interval,
             f"charts/{name}_length": lengths.mean(-1)}

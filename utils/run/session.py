@@ -1,6 +1,7 @@
 """The host's side of a run: its folder and files, display, stop and resume."""
 
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -16,7 +17,8 @@ from utils.core import backend, devices
 from utils.core.cli import check_unchanged, reason
 from utils.core.config import differences, dump
 from utils.core.replay import restore
-from utils.core.settings import reseeded
+from utils.core.settings import reseeded, trained_ratio
+from utils.core.user_env import GuestError
 from utils.run import sinks
 from utils.run.arrays import flatten, save, unflatten
 from utils.run.checkpoint import Checkpoints
@@ -32,6 +34,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a r
 
 class Mismatch(ValueError):
     """A checkpoint whose arrays do not fit this run."""
+
+
+ENDS = (OSError, FloatingPointError, GuestError, Mismatch)  # errors that are not bugs
 
 
 class Run:
@@ -191,7 +196,7 @@ class Session:
         self._stop.__exit__()
         self._display.__exit__()
         self._close()
-        if not isinstance(error, (OSError, FloatingPointError, Mismatch)):
+        if not isinstance(error, ENDS):
             return False
         print(f"dreamer.py: {reason(error, self.folder)}", *self._resume_hints(), sep="\n",
               file=sys.stderr)
@@ -256,7 +261,10 @@ class Session:
 
         `evaluation` holds returns and lengths of episodes; the best weights are kept.
 
-        Raises: FloatingPointError naming the first non-finite quantity."""
+        Raises: FloatingPointError naming the first non-finite quantity; GuestError for a wrong
+        number of the user's environment."""
+        if line := self._env.fault(chunk.fault):
+            raise GuestError(f"{line}; found before step {self.steps + chunk.steps:,}")
         scores = evaluation_metrics(*evaluation) if evaluation else {}
         metrics = jax.device_get(chunk.metrics)
         for run, values in self._split(metrics):
@@ -333,8 +341,19 @@ def describe(config, env, shapes):
         f"device       {devices.count(config)} x {device.platform} ({device.device_kind})",
         f"environment  {env.describe()}",
         f"parameters   {sum(parts.values()):,}: {counts}",
+        *(f"note         {line}" for line in env.notes(config.run.eval_limit)),
+        *_rounded_ratio(config),
         "compiling    (the chunk of training takes longest) ...",
     ]
+
+
+def _rounded_ratio(config):
+    """A line if a round of the wanted train ratio would be longer than a chunk."""
+    wanted, found = config.run.train_ratio, trained_ratio(config)
+    if math.isclose(wanted, found, rel_tol=1e-6):
+        return []
+    return [f"note         run.train_ratio {wanted:g} is rounded to {found:.6g}: a round of steps "
+            f"and updates is at most run.chunk = {config.run.chunk} steps"]
 
 
 def parameter_counts(shapes):
