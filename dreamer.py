@@ -55,7 +55,7 @@ from utils.core import versions, xla
 
 STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
 versions.check(__name__ == "__main__")  # before imports that fail on an old Python or jax
-xla.set_flags()
+xla.start_jax()
 
 import jax
 import jax.numpy as jnp

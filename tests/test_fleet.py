@@ -140,3 +140,10 @@ def test_a_state_of_types_that_numpy_does_not_know_is_saved_and_loaded(tmp_path)
     loaded = arrays.unflatten(jax.eval_shape(lambda: state), arrays.load(tmp_path / "state.npz"))
     assert loaded.inner.small.dtype == jnp.bfloat16 and loaded.inner.tiny.dtype == jnp.float8_e4m3fn
     assert (float(loaded.inner.small), float(loaded.inner.tiny)) == (1.5, 0.5)
+
+
+def test_a_run_that_cannot_fit_into_memory_is_refused_before_it_leaves_a_folder(tmp_path, capsys):
+    flags = ["--set", "replay.capacity=2000000000", "--logdir", str(tmp_path / "run")]
+    assert dreamer.main(flags) == 2
+    assert "GB: lower replay.capacity" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

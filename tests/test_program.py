@@ -87,14 +87,16 @@ def test_a_run_says_what_it_is_and_how_it_goes_in_plain_lines(finished):
     assert rest[0].startswith("environment  CartPole-v1: vector of 4 in, 2 discrete actions")
     assert re.match(r"parameters   [\d,]+: encoder [\d,]+ · dynamics", rest[1])
     assert rest[2].startswith("compiling")
-    assert all(re.search(r"steps .*eval .*train .*updates/s .*left", line) for line in rest[3:-2])
+    assert all(re.search(r"steps .*eval .*train .*updates/s .*left", line) for line in rest[3:-4])
     assert re.match(r" *96 steps +15% ", rest[3])  # those of the untrained policy come first
-    pattern = r"score +([\d.]+) over 4 .* weights of step (\d+); (\d+) steps in \d+ s"
-    score, kept, steps = re.match(pattern, rest[-2]).groups()
+    pattern = r"score +([\d.]+) over 4 .* weights of step (\d+); (\d+) steps in \d+ s$"
+    score, kept, steps = re.match(pattern, rest[-4]).groups()
     last = _rows(run / "metrics.jsonl")[-1]
     assert float(score) == round(last["charts/score_return"], 1)
     assert (int(kept), int(steps)) == (last["charts/score_step"], last["step"])
-    assert f"runs/{run.name}" in rest[-1]
+    assert f"runs/{run.name}" in rest[-3]
+    assert [line.split()[-3:-1] for line in rest[-2:]] == [
+        ["-m", "utils.watch"], ["-m", "utils.report"]]
 
 
 def test_metrics_have_no_zero_rows_and_only_names_of_the_glossary(finished):

@@ -112,7 +112,7 @@ def test_each_seed_leaves_a_complete_run_and_all_seeds_one_plot(several):
                 "scores.jsonl", "weights.npz"} == {path.name for path in one.iterdir()}
         assert config.load(one / "config.yaml", Config).run.seed == seed
         ends.append(_rows(one / "metrics.jsonl")[-1])
-        assert f"{one}/" in said
+        assert f"score        seed {seed}: " in said
     assert len({row["charts/score_length"] for row in ends}) > 1  # they are different agents
     assert "seeds        3 agents in parallel, shown as means" in said
 

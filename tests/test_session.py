@@ -21,6 +21,7 @@ import dreamer
 from tests import sharing
 from utils import evaluate
 from utils.core.replay import Replay
+from utils.run import commands
 from utils.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -155,7 +156,7 @@ def test_sigterm_ends_the_chunk_saves_and_says_how_to_resume(stopped):
     assert status == 143 and not err
     assert "stopping" in out and not (run / "learning_curve.png").exists()
     command = re.search(r"saved +step [\d,]+; to resume: (.*)", out).group(1)
-    assert command == f"python dreamer.py --resume '{run}'"
+    assert command == commands.train("--resume", str(run))
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
@@ -171,7 +172,7 @@ def test_ctrl_c_does_the_same(stopped, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Checkpoints, "save", partialmethod(
         _pressing, Checkpoints.save, iter([signal.SIGINT])))
     status, out, err = _resumed(capsys, run)
-    assert status == 130 and not err and "to resume: python dreamer.py --resume" in out
+    assert status == 130 and not err and "dreamer.py --resume" in out
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
@@ -353,7 +354,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_last_checkpoint(
         status, _, err = _resumed(capsys, run)
     first, second = err.splitlines()
     assert (status, first) == (1, f"dreamer.py: {run}: file too large")
-    assert second.startswith(f"saved        step {before:,}; to resume: python dreamer.py --resume")
+    assert second.startswith(f"saved        step {before:,}; to resume: ")
+    assert second.endswith(commands.train("--resume", str(run)))
     assert Checkpoints(run).load(pytest.fail).record["step"] == before
     assert not list(run.rglob("*.tmp"))
 

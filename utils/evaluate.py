@@ -11,10 +11,6 @@ import signal
 import sys
 from pathlib import Path
 
-from utils.core import versions
-
-versions.check()  # before imports that fail on an old Python or without jax
-
 import jax
 import numpy as np
 

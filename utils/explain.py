@@ -15,10 +15,6 @@ from functools import partial
 from typing import Any, NamedTuple
 from unicodedata import combining
 
-from utils.core import versions
-
-versions.check()  # before imports that fail on an old Python or without jax
-
 import jax
 import jax.numpy as jnp
 import numpy as np

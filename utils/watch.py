@@ -12,10 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.core import versions
-
-versions.check()  # before imports that fail on an old Python or without jax
-
 import jax
 import numpy as np
 

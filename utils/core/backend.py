@@ -17,8 +17,9 @@ PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
 def set_up(config):
     """Configure jax for runs of `config`; a compilation cache that the user has set is kept."""
     jax.config.update("jax_default_matmul_precision", PRODUCTS[config.model.compute_dtype])
-    if config.run.compile_cache and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    folder = cache_folder()
+    if config.run.compile_cache and folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # Cache small programs too (by default jax does not): 30 of them cost 0.4 s at every start.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -26,9 +27,13 @@ def set_up(config):
 def cache_folder():
     """The folder of compiled programs: in the user's cache folder, one per processor model
 
-    (machines with different instruction sets may share a home folder)."""
+    (machines with different instruction sets may share a home folder). None for a user without a
+    home folder."""
     name = hashlib.sha256(processor().encode()).hexdigest()[:8]
-    return _users_cache() / "dreamer" / name
+    try:
+        return _users_cache() / "dreamer" / name
+    except RuntimeError:
+        return None
 
 
 def _users_cache():

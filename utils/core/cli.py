@@ -1,6 +1,7 @@
 """The command line of dreamer.py, and the parts that the other commands share."""
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,13 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports a wrong flag in one line, without the usage text."""
 
     def parse_known_args(self, args=None, namespace=None):
-        """Like argparse, but a flag with one value may be given only once. Raises: ConfigError."""
+        """Like argparse, but a flag with one value may be given only once.
+
+        Every command begins here: from now on, what the encoding of the output lacks is printed as
+        a question mark. Raises: ConfigError."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         args = sys.argv[1:] if args is None else list(args)
         for action in self._actions:
             given = [one for one in args if one.partition("=")[0] in action.option_strings]
@@ -188,17 +195,30 @@ class Parser(argparse.ArgumentParser):
 
 def complain(error, program="dreamer.py"):
     """Print a ValueError or an OSError as one line -> exit status 2"""
-    print(f"{program}: {reason(error)}", file=sys.stderr)
+    print(f"{program}: {printable(reason(error))}", file=sys.stderr)
     return 2
+
+
+def printable(text):
+    """Text on one line, in which control characters and long words are no longer themselves."""
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return re.sub(r"\S{120,}", lambda word: f"{word[0][:100]}...{word[0][-17:]}", text)
 
 
 def reason(error, folder=None):
     """One line for an error; for an OSError its file (else the folder) and the reason."""
     if not isinstance(error, OSError):
-        return str(error)
+        return _of_jax(str(error)) if type(error).__module__.startswith("jax") else str(error)
     place = error.filename or folder
     message = (error.strerror or str(error)).lower()
     return f"{place}: {message}" if place else message
+
+
+def _of_jax(text):
+    """The essential line of an error while a compiled program runs: that of a callback, if any."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line for line in lines if re.match(r"\w+(Error|Exception|Exit)\b", line)]
+    return (own or lines or ["the compiled program failed"])[-1 if own else 0]
 
 
 def add_config_flags(parser):

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import pkgutil
 import sys
 import traceback
 from pathlib import Path
@@ -42,7 +43,8 @@ class Guest:
         return self
 
     def __exit__(self, kind, error, trace):
-        if kind is None or issubclass(kind, GuestError) or not issubclass(kind, Exception):
+        if kind is None or issubclass(kind, GuestError) or not issubclass(
+                kind, (Exception, SystemExit)):
             return False
         message = " ".join(str(error).split("\n\n")[0].split()) or "no message"
         raise GuestError(f"{self.name}: {kind.__name__}{_place(error, trace)}: {message}") from None
@@ -198,9 +200,7 @@ def find(name, known=()):
     module, _, member = name.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not member:
         raise GuestError(f"run.env: expected package.module:factory, found {name!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    _search_here()
     with Guest(f"run.env: {module}"):
         found = importlib.import_module(module) if _is_there(module) else None
     if found is None:
@@ -212,7 +212,17 @@ def find(name, known=()):
         return None
     named = [one for one, value in vars(found).items()
              if callable(value) and not one.startswith("_")]
-    raise GuestError(f"run.env: {name}: {module} has no {member!r}{nearest(member, named)}")
+    place = getattr(found, "__file__", None) or module
+    raise GuestError(f"run.env: {name}: {place} has no {member!r}{nearest(member, named)}")
+
+
+def _search_here():
+    """Let imports find the current folder, and what is in a `utils` of the user's own."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    package = sys.modules["utils"]
+    package.__path__ = pkgutil.extend_path(package.__path__, "utils")
 
 
 def _methods(name, thing, wanted):

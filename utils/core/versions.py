@@ -1,8 +1,9 @@
-"""Checks the versions of Python and of packages, before imports that old ones cannot handle.
+"""Checks Python, packages and settings of jax, before imports that cannot handle old ones.
 
 Written so that an old Python can run it.
 """
 
+import os
 import sys
 
 OLDEST_PYTHON = (3, 11)
@@ -10,10 +11,10 @@ OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 
 
 
 def check(running=False):
-    """Exit with status 2 and one line if Python or a package is too old or missing.
+    """Exit with status 2 and one line if Python, a package or a setting of jax does not fit.
 
     With `running`, a terminal shows that the program is importing them, which takes seconds."""
-    problem = python_problem(sys.version_info[:3]) or package_problem()
+    problem = python_problem(sys.version_info[:3]) or package_problem() or setting_problem()
     if problem:
         sys.stderr.write("dreamer.py: " + problem + "\n")
         sys.exit(2)
@@ -40,6 +41,13 @@ def package_problem():
         if numbers(found) < oldest:
             return "%s %s or newer is needed, found %s: pip install -r requirements.txt" % (
                 name, dotted(oldest), found)
+    return None
+
+
+def setting_problem():
+    """One line if jax is told to compute with 64 bits, else None."""
+    if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on", "t", "y"):
+        return "JAX_ENABLE_X64 is set, but this program computes with 32 bits: unset it"
     return None
 
 

@@ -22,8 +22,23 @@ LARGE = 100_000  # recurrent units of all states from which one update imagines
 REMOVED = (0, 11)  # from this jax on, XLA no longer knows the flag, and aborts on unknown flags
 
 
-def set_flags():
-    """Set the number of CPU devices and cheaper compilation; flags that the user has set win."""
+def start_jax():
+    """Set the number of CPU devices and cheaper compilation, and start jax
+
+    Flags that the user has set win. Exits with status 2 and one line if there is no such device."""
+    _set_flags()
+    import jax  # reads the flags
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion where it is the only platform
+        wanted = os.environ.get("JAX_PLATFORMS")
+        line = " ".join(str(error).split())[:120] or f"there is none for JAX_PLATFORMS={wanted}"
+        sys.stderr.write(f"dreamer.py: jax finds no device: {line}\n")
+        sys.exit(2)
+
+
+def _set_flags():
     flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}"]
     flags += [QUICK] if _removed() else [QUICK, LEAN]
     os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
@@ -37,6 +52,13 @@ def compile_in_full(function, program, *arguments):
     compiled = function.lower(program, *arguments).compile(options)
     _give_back()
     return compiled
+
+
+def forget():
+    """Drop the compiled programs of a run: else each run in one process keeps 200 MB of its own."""
+    import jax
+
+    jax.clear_caches()
 
 
 def _give_back():

@@ -107,13 +107,14 @@ class Diary:
         times = {"time/elapsed": time.perf_counter() - self.began}
         self.logger.metrics(self.steps, scores | {"charts/score_step": self.best_step} | times)
 
-    def summary(self, episodes, folder):
-        """The last lines of a run: score, time, files."""
-        return (
-            f"score        {self.score:.1f} over {episodes} fresh episodes, weights of step "
-            f"{self.best_step:,}; {self.steps:,} steps in {time.perf_counter() - self.began:.0f} s"
-            f"\nfiles        {folder}/ (learning_curve.png, metrics.jsonl, scores.jsonl, "
-            "config.yaml, weights.npz)")
+    def summary(self, episodes):
+        """The score in words."""
+        return (f"{self.score:.1f} over {episodes} fresh episodes, weights of step "
+                f"{self.best_step:,}")
+
+    def seconds(self):
+        """Seconds since the start of the program, those before a resume included."""
+        return time.perf_counter() - self.began
 
     def _evaluated(self, value):
         solved_before = self.best is not None and self.solved and self.best >= self.solved

@@ -1,12 +1,19 @@
-"""Atomic writes of files, and locks on folders."""
+"""Atomic writes of files, and locks on folders.
 
+Some file systems know no locks or cannot sync a folder: a run goes on without.
+"""
+
+import errno
 import os
+import sys
 from pathlib import Path
 
 try:
     import fcntl
 except ImportError:  # Windows: folders are not locked there
     fcntl = None
+
+UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def lock(folder, wait=False):
@@ -21,6 +28,12 @@ def lock(folder, wait=False):
     except BlockingIOError:
         os.close(descriptor)
         raise ValueError(f"{folder}: another process is using this folder") from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            os.close(descriptor)
+            raise
+        print(f"dreamer.py: {folder}: the file system knows no locks ({error.strerror.lower()}): "
+              "start only one process there", file=sys.stderr)
     return descriptor
 
 
@@ -54,5 +67,8 @@ def _sync_folder(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
         finally:
             os.close(descriptor)

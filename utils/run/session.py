@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import shlex
 import sys
 import time
 from importlib import metadata
@@ -13,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utils.core import backend, devices
-from utils.core.cli import check_unchanged, reason
+from utils.core import backend, devices, xla
+from utils.core.cli import check_unchanged, printable, reason
 from utils.core.config import differences, dump
 from utils.core.replay import restore
 from utils.core.settings import reseeded, trained_ratio
 from utils.core.user_env import GuestError
-from utils.run import sinks
+from utils.run import commands, memory, sinks
 from utils.run.arrays import flatten, save, unflatten
 from utils.run.checkpoint import Checkpoints
 from utils.run.curves import PICTURE, draw_run, draw_seeds
@@ -36,7 +35,8 @@ class Mismatch(ValueError):
     """A checkpoint whose arrays do not fit this run."""
 
 
-ENDS = (OSError, FloatingPointError, GuestError, Mismatch)  # errors that are not bugs
+# Errors that are not bugs of this program: of the machine, of the user's environment, of a file.
+ENDS = (OSError, FloatingPointError, GuestError, Mismatch, jax.errors.JaxRuntimeError)
 
 
 class Run:
@@ -132,7 +132,7 @@ class Run:
         step = self.checkpoints.last_step()
         if step is None:
             return "saved        nothing yet"
-        command = shlex.join(["python", "dreamer.py", "--resume", str(self.folder)])
+        command = commands.train("--resume", str(self.folder))
         return f"saved        step {step:,}; to resume: {command}"
 
 
@@ -149,6 +149,7 @@ class Session:
 
     def __init__(self, command, env, shapes, began):
         sinks.check(command.config.log)
+        memory.check(command.config, env, shapes, command.seeds)
         backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
         began, run, self.runs = began or time.perf_counter(), config.run, []
@@ -196,10 +197,11 @@ class Session:
         self._stop.__exit__()
         self._display.__exit__()
         self._close()
+        xla.forget()
         if not isinstance(error, ENDS):
             return False
-        print(f"dreamer.py: {reason(error, self.folder)}", *self._resume_hints(), sep="\n",
-              file=sys.stderr)
+        print(f"dreamer.py: {printable(reason(error, self.folder))}", *self._resume_hints(),
+              sep="\n", file=sys.stderr)
         self.status = 2 if kind is Mismatch else 1
         return True
 
@@ -300,8 +302,34 @@ class Session:
         if self.several:
             draw_seeds(self.folder, config.run.env, [run.folder for run in self.runs],
                        self._env.solved)
+        for line in self._summary():
+            self._display.say(line)
+
+    def _summary(self):
+        """The last lines of a run: scores, files, and the commands that come next."""
+        config, seconds = self.runs[0].config, self.runs[0].diary.seconds()
+        done = f"{self.steps:,} steps in {seconds:.0f} s"
+        if learns_no_policy(config):
+            yield f"trained      the world model alone, without a policy; {done}"
         for run in self.runs:
-            self._display.say(run.diary.summary(config.run.eval_episodes, run.folder))
+            which = f"seed {run.config.run.seed}: " if self.several else ""
+            if not learns_no_policy(config):
+                yield f"score        {which}{run.diary.summary(config.run.eval_episodes)}; {done}"
+        scores = [run.diary.score for run in self.runs]
+        if self.several:
+            yield (f"mean         {np.mean(scores):.1f} over {len(scores)} seeds, from "
+                   f"{min(scores):.1f} to {max(scores):.1f}")
+        yield f"files        {self.folder}/ ({self._files()})"
+        best = self.runs[int(np.argmax(scores))].folder
+        if not learns_no_policy(config):
+            yield f"next         {commands.tool('watch', str(best))}"
+        yield f"next         {commands.tool('report', str(best))}"
+
+    def _files(self):
+        """The names of the files in the folder of the run or of the seeds."""
+        if self.several:
+            return f"{PICTURE} of all, seed-{self.runs[0].config.run.seed} ... with a run each"
+        return f"{PICTURE}, metrics.jsonl, scores.jsonl, config.yaml, weights.npz"
 
     def _episodes(self, steps, stats):
         for run, part in self._split(jax.device_get(stats)):
@@ -316,6 +344,12 @@ class Session:
 
     def _resume_hints(self):
         return [run.resume_hint() for run in self.runs]
+
+
+def learns_no_policy(config):
+    """Whether neither actor nor critic has a loss, as with --world-model-only."""
+    learning = config.learning
+    return not (learning.beta_actor or learning.beta_critic or learning.beta_replay)
 
 
 def _checkpointed(state, best):

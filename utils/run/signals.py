@@ -24,6 +24,9 @@ class Stop:
         self._say, self._leave = say, leave
 
     def __enter__(self):
+        self._thread = None
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows signal handlers only there
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._old_handlers = {number: signal.signal(number, _do_nothing) for number in SIGNALS}
@@ -33,6 +36,8 @@ class Stop:
         return self
 
     def __exit__(self, *_):
+        if not self._thread:
+            return
         signal.set_wakeup_fd(self._old_descriptor)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
