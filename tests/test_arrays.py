@@ -137,3 +137,19 @@ def test_an_incomplete_archive_is_refused_in_one_line(tmp_path, damage):
 def test_a_missing_file_is_reported_as_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"w\.npz"):
         arrays.load(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_one_wrong_bit_gives_the_old_numbers_or_one_line(tmp_path, seed):
+    path, random = tmp_path / "weights.npz", np.random.default_rng(seed)
+    tree = {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3, np.float32)}
+    arrays.save(path, tree)
+    data = bytearray(path.read_bytes())
+    data[random.integers(len(data))] ^= 1 << int(random.integers(8))
+    path.write_bytes(data)
+    try:
+        found = arrays.unflatten(tree, arrays.load(path))
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all((found[name] == tree[name]).all() for name in tree)

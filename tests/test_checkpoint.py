@@ -107,6 +107,52 @@ def _alter_one_byte(path):
     path.write_bytes(data)
 
 
+def _harm(path, random):
+    """Flip one bit of a file, or cut it, at a random place."""
+    data = bytearray(path.read_bytes())
+    place = int(random.integers(len(data)))
+    if random.integers(2):
+        data[place] ^= 1 << int(random.integers(8))
+    else:
+        del data[place:]
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_file_harmed_anywhere_never_gives_wrong_numbers(checkpoints, seed):
+    random, first = np.random.default_rng(seed), _written(_empty(), 5)
+    second = _written(first, 2)
+    _save(checkpoints, 1, first)
+    _save(checkpoints, 2, second)
+    files = sorted(checkpoints.folder.iterdir())
+    _harm(files[seed % len(files)], random)
+    lines = []
+    saved = checkpoints.load(lines.append)
+    step = saved.record["step"]
+    assert saved.arrays["w"] == step and step in (1, 2)
+    assert lines or (step == 2 and saved.rows)
+    if saved.rows is not None:
+        restored = replay.restore(_empty(), saved.rows, saved.record["written"])
+        assert _same(restored, {1: first, 2: second}[step])
+
+
+def test_rows_that_both_checkpoints_share_may_be_lost_but_not_the_agent(checkpoints):
+    _save(checkpoints, 1, _written(_empty(), 5))
+    _save(checkpoints, 2, _written(_written(_empty(), 5), 1))
+    _alter_one_byte(checkpoints.folder / "rows-0000000000-0000000005.npz")
+    lines = []
+    saved = checkpoints.load(lines.append)
+    assert saved.record["step"] == 2 and saved.arrays["w"] == 2 and saved.rows is None
+    assert len(lines) == 2 and all("is damaged" in line for line in lines)
+
+
+def test_other_files_in_the_folder_are_left_alone(checkpoints):
+    _save(checkpoints, 1)
+    (checkpoints.folder / "0000000001 (copy).json").write_text("{}")
+    (checkpoints.folder / "0000000009.json").mkdir()
+    assert checkpoints.load(_no_warning).record["step"] == 1 == checkpoints.last_step()
+
+
 @pytest.mark.parametrize("harm", [_truncate, _alter_one_byte, lambda path: path.unlink()])
 @pytest.mark.parametrize("name", ["0000000002.npz", "rows-0000000003-0000000006.npz"])
 def test_a_damaged_file_is_noticed_and_the_checkpoint_before_it_is_used(checkpoints, name, harm):

@@ -52,6 +52,9 @@ class Agent:
             self.params = arrays.unflatten(shapes, arrays.load(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+        for name, array in arrays.flatten(self.params).items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{path}: {name} is not finite")
 
     def start(self, batch=None, seed=0):
         """The initial Memory of an episode, or of `batch` parallel ones.

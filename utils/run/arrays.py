@@ -1,6 +1,9 @@
 """Pytrees as named arrays, saved to one .npz file atomically and without pickle."""
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from functools import partial
 
 import jax
@@ -8,6 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.run.files import write
+
+# What zipfile and NumPy raise for a file with wrong bytes.
+HARMED = (ValueError, TypeError, LookupError, EOFError, OSError, RuntimeError, MemoryError,
+          OverflowError, SyntaxError, AttributeError, zipfile.BadZipFile, zlib.error, struct.error,
+          tokenize.TokenError)
 
 
 def save(path, arrays):
@@ -36,8 +44,9 @@ def load(path):
         try:
             with np.load(file, allow_pickle=False) as archive:
                 return dict(archive)
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: cannot be read ({error})") from None
+        except HARMED as error:
+            line = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{path}: cannot be read ({line})") from None
 
 
 def flatten(tree):
@@ -67,7 +76,7 @@ def unflatten(tree_like, arrays):
             raise ValueError(f"the array {name!r} is missing")
         array = _typed(arrays[name], leaf)
         expected, found = _describe(jax.eval_shape(_plain, leaf)), _describe(array)
-        if expected != found:
+        if expected != found or not array.dtype.isnative:
             raise ValueError(f"the array {name!r} is {found}, expected {expected}")
         restored.append(_like(leaf, array))
     for name in arrays:

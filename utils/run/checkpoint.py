@@ -15,6 +15,7 @@ read, so opening someone else's checkpoint runs no code.
 import hashlib
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,10 @@ class Checkpoints:
     def load(self, warn):
         """Load the newest intact checkpoint; `warn` is called with a line for each damaged one.
 
+        Where none is intact, the newest whose arrays are, without its replay.
+
         Raises: ValueError, one line, if there is none, or if an older version saved it."""
-        for saved in self.newest_first(warn):
+        for saved in chain(self.newest_first(warn), self.newest_first(_silent, rows=False)):
             if saved.record["format"] != FORMAT:
                 raise ValueError(f"{self.folder.parent}: was saved by an older version and cannot "
                                  "be resumed; utils.evaluate, utils.watch and utils.report still "
@@ -82,12 +85,14 @@ class Checkpoints:
         return any(f'"format": {FORMAT},' in path.read_text(encoding="utf-8")
                    for path in self._records())
 
-    def newest_first(self, warn):
-        """Yields each intact checkpoint; `warn` is called with a line for each damaged one."""
+    def newest_first(self, warn, rows=True):
+        """Yields each intact checkpoint; `warn` is called with a line for each damaged one.
+
+        Without `rows`, the files of the replay are not read."""
         for path in reversed(self._records()):
             try:
-                yield self._read(path)
-            except (ValueError, FileNotFoundError) as error:
+                yield self._read(path, rows)
+            except (ValueError, OSError) as error:
                 warn(f"{error}; trying the checkpoint before it")
 
     def forget_after(self, step):
@@ -101,7 +106,8 @@ class Checkpoints:
         return max((int(path.stem) for path in self._records()), default=None)
 
     def _records(self):
-        return sorted(self.folder.glob("[0-9]*.json"))
+        return sorted(path for path in self.folder.glob("[0-9]*.json")
+                      if path.stem.isdigit() and path.is_file())
 
     def _save_rows(self, replay):
         """Write the rows that no file holds yet -> {file: SHA-256} of all row files."""
@@ -118,14 +124,16 @@ class Checkpoints:
             files[name] = _write(self.folder / name, rows)
         return files
 
-    def _read(self, path):
+    def _read(self, path, rows=True):
         record = _record(path)
-        for name, digest in record["files"].items():
+        files = {name: digest for name, digest in record["files"].items()
+                 if rows or not name.startswith("rows-")}
+        for name, digest in files.items():
             if _digest(self.folder / name) != digest:
                 raise ValueError(f"{self.folder / name}: is damaged (its SHA-256 differs)")
         arrays = load(self.folder / f"{path.stem}.npz")
         parts = [load(self.folder / name) | {"span": _span(name)}
-                 for name in record["files"] if name.startswith("rows-")]
+                 for name in files if name.startswith("rows-")]
         return Saved(record, *_split(arrays, parts))
 
     def _forget(self):
@@ -136,6 +144,10 @@ class Checkpoints:
         for path in self.folder.glob("*.npz"):
             if path.name not in needed:
                 path.unlink()
+
+
+def _silent(line):
+    """For what has been said before."""
 
 
 def _latents(replay):
