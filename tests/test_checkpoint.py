@@ -150,7 +150,10 @@ def test_other_files_in_the_folder_are_left_alone(checkpoints):
     _save(checkpoints, 1)
     (checkpoints.folder / "0000000001 (copy).json").write_text("{}")
     (checkpoints.folder / "0000000009.json").mkdir()
+    (checkpoints.folder / "mine.npz").write_bytes(b"mine")
     assert checkpoints.load(_no_warning).record["step"] == 1 == checkpoints.last_step()
+    _save(checkpoints, 2)
+    assert (checkpoints.folder / "mine.npz").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("harm", [_truncate, _alter_one_byte, lambda path: path.unlink()])

@@ -383,3 +383,19 @@ def test_non_finite_values_are_named_and_the_last_good_checkpoint_stays(
         f"before step {step + 64:,}")
     assert second.startswith(f"saved        step {step:,}; to resume")
     assert checkpoints.last_step() == step == _rows(run / "metrics.jsonl")[-1]["step"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "weights.npz"])
+def test_a_run_that_leads_out_of_its_folder_is_refused_and_nothing_there_is_touched(
+        stopped, tmp_path, capsys, name):
+    run, victim = _copy(stopped[1], tmp_path), tmp_path / "victim"
+    if name == "checkpoints":
+        (run / name).rename(victim)
+    else:
+        victim.write_text("mine", encoding="utf-8")
+        (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(victim)
+    before = {path: path.stat().st_mtime_ns for path in [victim, *victim.glob("*")]}
+    status, _, err = _resumed(capsys, run)
+    assert status == 2 and f"{name}: is a link" in err and err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in [victim, *victim.glob("*")]} == before

@@ -17,6 +17,7 @@ import numpy as np
 import dreamer
 from utils.agent import Agent
 from utils.core import cli
+from utils.run.files import refuse_links
 
 EVALUATIONS = "evaluations.jsonl"
 STREAM = 2  # random stream of the seed: training uses 0 and 1
@@ -82,6 +83,7 @@ def score(agent, folder):
           f"spread       standard deviation {row['deviation']:.2f}, "
           f"{row['least']:.2f} to {row['most']:.2f}\n"
           f"length       {row['length']:.1f} actions on average")
+    refuse_links(folder, [EVALUATIONS])
     with open(folder / EVALUATIONS, "a", encoding="utf-8") as file:
         file.write(json.dumps({name: value if isinstance(value, int) else round(value, 6)
                                for name, value in row.items()}) + "\n")

@@ -64,6 +64,7 @@ def write(run, names=None):
         raise ValueError(f"{run}: contains no run (no config.yaml)")
     config = configuration.load(run / "config.yaml", Config)
     folder = run / FOLDER
+    files.refuse_links(run, [folder.name])
     folder.mkdir(exist_ok=True)
     try:
         agent = Agent(run)

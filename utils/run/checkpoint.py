@@ -14,6 +14,7 @@ read, so opening someone else's checkpoint runs no code.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ from utils.run.files import replace
 FORMAT = 2
 READABLE = (1, FORMAT)  # format 1 names the actor state otherwise: weights alone can be used
 KEEP = 2  # checkpoints
+OWN = re.compile(r"([0-9]{10}|rows-[0-9]{10}-[0-9]{10})\.npz")  # the files that are deleted here
 REFRESHED = ("h", "z")  # columns of the replay that training overwrites
 
 
@@ -142,7 +144,7 @@ class Checkpoints:
             path.unlink()
         needed = {name for path in self._records() for name in _record(path)["files"]}
         for path in self.folder.glob("*.npz"):
-            if path.name not in needed:
+            if path.name not in needed and OWN.fullmatch(path.name):
                 path.unlink()
 
 

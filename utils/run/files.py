@@ -37,6 +37,16 @@ def lock(folder, wait=False):
     return descriptor
 
 
+def refuse_links(folder, names):
+    """Check that none of these names in a run folder leads elsewhere.
+
+    Raises: ValueError, one line."""
+    for name in names:
+        path = Path(folder) / name
+        if path.is_symlink():
+            raise ValueError(f"{path}: is a link, expected a file or folder of the run itself")
+
+
 def replace(path, data):
     """Write bytes to `path` atomically: it holds the old file or the new one, never a part.
 
@@ -50,8 +60,9 @@ def write(path, fill):
     Raises: OSError where `path` cannot be written."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")  # same folder: the rename is atomic
+    temporary.unlink(missing_ok=True)  # "x" below then follows no link
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())

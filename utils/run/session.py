@@ -24,8 +24,8 @@ from utils.run.checkpoint import Checkpoints
 from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
-from utils.run.files import lock, replace
-from utils.run.logger import Logger, make_folder
+from utils.run.files import lock, refuse_links, replace
+from utils.run.logger import FILES, Logger, make_folder
 from utils.run.signals import Stop
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
@@ -49,6 +49,7 @@ class Run:
     def __init__(self, folder, config, env, began):
         self.folder, self.config, self.env, self.began = Path(folder), config, env, began
         self.best = self.saved = self.diary = None
+        refuse_links(folder, FILES)
         self._lock = lock(folder)
         self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
 
