@@ -77,6 +77,14 @@ def _refused(capsys, *argv):
     (["--se", "1"], ["--se", "unknown flag", "'--set'"]),
     (["--print-config=5"], ["--print-config", "'5'"]),
     (["--seed"], ["--seed", "expected one argument"]),
+    (["--seed", "1", "--seed=2"], ["--seed: is given 2 times"]),
+    (["--steps", "20k"], ["--steps: run.steps", "'20k'"]),
+    (["--steps", "300"], ["--steps: run.steps", "more than run.prefill = 400", "found 300"]),
+    (["--set", "horizon=3"], ["did you mean 'learning.horizon'?"]),
+    (["--set", "run.eval_limit=3e9"], ["run.eval_limit", "at most 2147483647"]),
+    (["--set", "optimizer.lr=1e30"], ["optimizer.lr", "at most 1e+18"]),
+    (["--env", "a\x1b[2Jb"], ["run.env", "a\\x1b[2Jb"]),
+    (["--set", "run.env=" + "x" * 9000], ["xxx..."]),
     (["7"], ["7", "unknown flag"]),
     (["--env", "MNISTBandit-bsuite"], ["run.env", "MNISTBandit-bsuite", "download"]),
     (["--env", "Breakout-MinAtar", "--set", "model.multipliers=[1]", "--set", "model.depth=3"],
@@ -204,6 +212,22 @@ def _run_program(folder, *command, path=""):
     assert (done.returncode, done.stdout, os.listdir(folder)) == (2, "", [])
     assert done.stderr.startswith("dreamer.py: ") and done.stderr.count("\n") == 1
     return done.stderr
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("JAX_ENABLE_X64", "1", ["JAX_ENABLE_X64", "32 bits"]),
+    ("JAX_PLATFORMS", "cuda", ["jax finds no device", "cuda"])])
+def test_settings_of_jax_that_cannot_work_get_one_line(empty, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    line = _run_program(empty, ROOT / "dreamer.py", path=ROOT)
+    assert all(word in line for word in words), line
+
+
+def test_the_help_can_be_printed_where_the_output_is_ascii(monkeypatch):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, ROOT / "dreamer.py", "--help"], env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr and "learning.horizon" in done.stdout
 
 
 @pytest.fixture

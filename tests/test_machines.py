@@ -1,0 +1,79 @@
+"""Machines and projects that differ from ours: a run goes on, and commands can be pasted."""
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import gymnax_wrappers
+from utils.core import backend, machine
+from utils.run import commands, files, signals
+
+
+def raising(error):
+    """A function that raises this error, whatever it is called with."""
+    return lambda *_: (_ for _ in ()).throw(error)
+
+
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch):
+    monkeypatch.setattr(backend.Path, "home", raising(RuntimeError("no home directory")))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert backend.cache_folder() is None
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="Windows")
+@pytest.mark.parametrize("number", files.UNSUPPORTED)
+def test_a_file_system_without_locks_is_used_without_with_one_warning(
+        tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setattr(files.fcntl, "flock", raising(OSError(number, os.strerror(number))))
+    os.close(files.lock(tmp_path))
+    assert "knows no locks" in capsys.readouterr().err
+
+
+def _sync_files_only(sync, descriptor):
+    if Path(f"/proc/self/fd/{descriptor}").is_dir():
+        raise OSError(errno.EINVAL, "invalid argument")
+    sync(descriptor)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", partial(_sync_files_only, os.fsync))
+    files.replace(tmp_path / "a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_a_run_in_a_thread_goes_on_without_signals():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_enter, signals.Stop(print, print)).result() is None
+
+
+def _enter(stop):
+    with stop:
+        return stop.received
+
+
+def test_an_environment_may_use_the_utils_of_its_own_project(tmp_path, monkeypatch):
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").touch()
+    (tmp_path / "utils" / "maps_of_mine.py").write_text("from tests.fleet import Walk\n")
+    (tmp_path / "with_utils.py").write_text("from utils.maps_of_mine import Walk\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert gymnax_wrappers.make("with_utils:Walk").action_size == 3
+
+
+def test_a_command_can_be_pasted_in_the_folder_where_it_is_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(machine.ROOT)
+    python = str(tmp_path / ".venv" / "bin" / "python")
+    assert commands.tool("watch", "runs/a b") == f"{python} -m utils.watch 'runs/a b'"
+    assert commands.train("--resume", "x") == f"{python} dreamer.py --resume x"
+    monkeypatch.chdir(tmp_path)
+    assert commands.tool("watch", "x") == (
+        f"PYTHONPATH={machine.ROOT} .venv/bin/python -m utils.watch x")
+    (tmp_path / "utils").mkdir()
+    assert " -P -m utils.watch" in commands.tool("watch", "x")
