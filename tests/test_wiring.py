@@ -1,7 +1,5 @@
 """What one update hands from function to function: the right rows, states, returns and keys."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,17 +101,6 @@ def test_the_critic_goes_on_in_the_replay_from_the_return_imagined_at_each_rows_
     assert_array_equal(rows.x, batch.x[:, 1:])
 
 
-def at_random(networks, timestep, latent, a, key):
-    """Instead of dreamer.act: whatever the key says."""
-    return latent, jax.random.normal(key, a.shape)
-
-
-def test_each_step_of_playing_has_randomness_of_its_own(program, loop, monkeypatch):
-    monkeypatch.setattr(dreamer, "act", at_random)
-    rows = dreamer.rollout(program, loop, 4)[0].replay.rows
-    assert len(np.unique(rows.a[:, :4])) == rows.a[:, :4].size
-
-
 def drawn(what, program, networks):
     """Latents [64, 8, S, K] that were observed, imagined or met in acting, of no preference."""
     model, world = program.config.model, networks.world
@@ -141,53 +128,6 @@ def test_every_latent_of_every_state_is_drawn_by_a_number_of_its_own(what, progr
     for axis in range(z.ndim):  # neighbours agree as often as chance makes them
         near, far = np.delete(z, 0, axis), np.delete(z, -1, axis)
         assert abs((near == far).mean() - 1 / classes) < 5 * 0.5 / near.size**0.5, axis
-
-
-class Numbered:
-    """Networks of which every draw is a random number that can be told from all others."""
-
-    def __init__(self):
-        self.world = self
-
-    def actor(self, s):
-        """A policy whose action is a number drawn with its key."""
-        return SimpleNamespace(sample=lambda key: jax.random.uniform(key, (len(s), 1)))
-
-    def encode(self, x):
-        """Nothing is seen."""
-        return x
-
-    def sequence_step(self, latent, a):
-        """The state stays as it is."""
-        return latent.h
-
-    def posterior_probs(self, h, tokens):
-        """One latent of one class, which `a_number` replaces."""
-        return jnp.ones((len(h), 1, 1))
-
-    def prior_probs(self, h):
-        """The same as the posterior."""
-        return jnp.ones((len(h), 1, 1))
-
-
-def a_number(key, probs):
-    """Instead of dreamer.sample_onehot: a number drawn with the key, as the actor draws its own."""
-    return jax.random.uniform(key, (len(probs), 1))[..., None]
-
-
-@pytest.mark.parametrize("what", ["imagine", "act"])
-def test_every_draw_has_randomness_of_its_own(what, monkeypatch):
-    monkeypatch.setattr(dreamer, "sample_onehot", a_number)
-    start = dreamer.Latent(jnp.zeros((5, 1)), jnp.zeros((5, 1, 1)))
-    if what == "imagine":
-        found = dreamer.imagine(Numbered(), start, 4, KEY)
-        numbers = [found.a, found.s[:, 1:, 1]]
-    else:
-        step = gymnax_wrappers.Step(jnp.zeros((5, 1)), *(jnp.zeros(5),) * 4)
-        latent, a = dreamer.act(Numbered(), step, start, jnp.zeros((5, 1)), KEY)
-        numbers = [latent.z, a]
-    drawn = np.concatenate([np.ravel(part) for part in numbers])
-    assert len(np.unique(drawn)) == len(drawn)
 
 
 def test_every_environment_starts_in_a_state_of_its_own(program):
