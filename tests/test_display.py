@@ -7,6 +7,8 @@ import pty
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,38 @@ def test_several_agents_are_shown_as_their_mean_once_all_have_reported():
     said, line = text.getvalue().splitlines()
     assert said == "seed 1       solved"
     assert re.match(r" 50 steps  50%  eval +15.00 best +20.00  train +-  .* 0:02 left", line)
+
+
+def _panels(text):
+    """What a terminal was given, without escape codes."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+
+
+def test_the_panel_ticks_while_the_program_compiles_and_no_thread_remains_afterwards():
+    text, threads = io.StringIO(), threading.active_count()
+    console = Console(file=text, force_terminal=True, width=70)
+    with Display("run", Progress(0, 1000, 0), console) as log:
+        log.show(Progress(40, 1000, 0, elapsed=8.0))  # the prefill: no update yet
+        assert threading.active_count() == threads + 1
+        time.sleep(1.2)
+        waiting = _panels(text)
+        log.show(Progress(200, 1000, 5, elapsed=12.0))
+        time.sleep(0.3)  # the thread ends
+        shown = len(text.getvalue())
+        assert threading.active_count() == threads
+        time.sleep(0.5)
+        assert len(text.getvalue()) == shown, "redrawn without a record of progress"
+        log.show(Progress(400, 1000, 9, elapsed=13.0))
+    assert "compiling" in waiting and "0:08" in waiting and "0:09" in waiting
+    last = _panels(text)[_panels(text).rindex("╭"):]
+    assert "400 / 1,000 steps" in last and "0:13" in last and "compiling" not in last
+
+
+def test_a_run_is_never_shown_to_have_more_steps_than_its_total():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=70)
+    with Display("run", Progress(0, 640, 0), console) as log:
+        log.show(Progress(656, 640, 9))
+    assert "656 / 656 steps" in _panels(text) and "100%" in _panels(text)
+    longer, same = (display.plain_line(Progress(1008, total, 9)) for total in (990, 1008))
+    assert longer == same and longer.startswith("1,008 steps 100%")

@@ -2,17 +2,20 @@
 
 import os
 import sys
-from dataclasses import dataclass, fields
+import time
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 
 PLAIN_PERIOD = 5.0  # seconds between plain lines without an evaluation
 PANEL_WIDTH = 66  # columns
+TICKS = 4  # redraws per second of the panel while the program compiles
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,22 @@ class _Console(Console):
 class Display:
     """A context that shows the progress of a run, starting with the Progress `start`.
 
-    A terminal shows one panel, redrawn in place; elsewhere plain lines, without escape codes."""
+    A terminal shows one panel, redrawn in place; elsewhere plain lines, without escape codes. A
+    thread redraws the panel until the first updates have arrived; later it would slow training."""
 
     def __init__(self, title, start, console=None):
         self._title, self._start, self._latest = title, start, start
         self._console = console or _Console(force_terminal=_is_terminal())
         self._printed = start  # the Progress of the last plain line
+        self._at = time.perf_counter()  # when the latest Progress was shown
+        self._compiling = True
+        self._spinner = Spinner("line", "compiling ...", style="dim")
 
     def __enter__(self):
         self._live = None
-        if self._console.is_terminal:  # refreshed manually: a thread would slow training
-            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, get_renderable=self._panel, transient=True,
+                              refresh_per_second=TICKS)
             self._live.start(refresh=True)
         return self
 
@@ -73,9 +81,11 @@ class Display:
 
     def show(self, progress):
         """Redraw the panel, or print a line after each evaluation and every five seconds."""
-        last, self._latest = self._printed, progress
+        last, self._latest, self._at = self._printed, progress, time.perf_counter()
         if self._live:
-            self._live.update(self._panel(), refresh=True)
+            if self._compiling and progress.updates > self._start.updates:
+                self._stop_ticking()
+            self._live.refresh()
         elif (
             last is self._start
             or (last.eval_return, last.best_eval) != (progress.eval_return, progress.best_eval)
@@ -83,13 +93,24 @@ class Display:
         ):
             self._print_line()
 
+    def _stop_ticking(self):
+        """Replace the panel of the thread by one that only `show` redraws."""
+        self._live.stop()  # transient: it disappears
+        self._compiling = False
+        self._live = Live(console=self._console, get_renderable=self._panel, auto_refresh=False)
+        self._live.start()
+
     def _print_line(self):
         self._printed = self._latest
         self.say(plain_line(self._latest))
 
     def _panel(self):
+        shown, status = self._latest, ""
+        if self._compiling:  # its clock ticks between two records of progress
+            passed = time.perf_counter() - self._at
+            shown, status = replace(shown, elapsed=shown.elapsed + passed), self._spinner
         return Panel(
-            panel_content(self._latest),
+            panel_content(shown, status),
             title=self._console.render_str(self._title, markup=False, emoji=False),
             title_align="left",
             width=min(PANEL_WIDTH, self._console.width),
@@ -98,7 +119,7 @@ class Display:
 
 def plain_line(progress):
     """A progress as one line of text, with columns that align from line to line."""
-    p, width = progress, len(f"{progress.total_steps:,}")
+    p, width = progress, len(f"{_total(progress):,}")
     return "  ".join([
         f"{p.steps:{width},} steps {_percent(p):>4}",
         f"eval {_score(p.eval_return):>8} best {_score(p.best_eval):>8}",
@@ -108,15 +129,14 @@ def plain_line(progress):
     ])
 
 
-def panel_content(progress):
-    """A progress for rich: a bar above two columns of labelled numbers."""
-    p = progress
+def panel_content(progress, status=""):
+    """A progress for rich: a bar, a line of status, and two columns of labelled numbers."""
+    p, total = progress, _total(progress)
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(no_wrap=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
-    bar.add_row(f"{p.steps:,} / {p.total_steps:,} steps",
-                ProgressBar(p.total_steps, p.steps), _percent(p))
+    bar.add_row(f"{p.steps:,} / {total:,} steps", ProgressBar(total, p.steps), _percent(p))
     numbers = Table.grid(padding=(0, 2), expand=True)
     for style, justify in [("dim", "left"), ("bold", "right")] * 2:
         numbers.add_column(style=style, justify=justify, no_wrap=True)
@@ -124,7 +144,12 @@ def panel_content(progress):
     numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", _rate(p.updates_per_s))
     numbers.add_row("training return", _score(p.train_return), "steps/s", _rate(p.steps_per_s))
     numbers.add_row("elapsed", _clock(p.elapsed), "left", _clock(p.left))
-    return Group(bar, "", numbers)
+    return Group(bar, status, numbers)
+
+
+def _total(progress):
+    """The steps of the whole run; its last round may go a few beyond the number asked for."""
+    return max(progress.steps, progress.total_steps)
 
 
 def _is_terminal():
@@ -174,7 +199,7 @@ def mean_progress(parts):
 
 
 def _percent(progress):
-    return f"{min(1.0, progress.steps / max(1, progress.total_steps)):.0%}"
+    return f"{progress.steps / max(1, _total(progress)):.0%}"
 
 
 def _score(value):
