@@ -54,7 +54,8 @@ from typing import Any, NamedTuple
 from utils.core import versions, xla
 
 STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
-versions.check(__name__ == "__main__")  # before imports that fail on an old Python or jax
+if __name__ == "__main__":
+    versions.announce()
 xla.start_jax()
 
 import jax

@@ -173,9 +173,9 @@ def make(name, observation="auto", changes=None):
     Raises: ValueError, one clear line, for an unknown id or an unsupported environment."""
     env, params = _own(name) if ":" in name else _registered(name)
     params = user_env.with_values(name, params, changes)
-    environment = Environment(user_env.CheckedEnv(name, env, params), observation,
-                              trusted=name in BUILT_IN and not changes)
-    if name not in BUILT_IN or changes:
+    trusted = name in BUILT_IN and not changes
+    environment = Environment(user_env.CheckedEnv(name, env, params), observation, trusted)
+    if not trusted:
         _try_out(environment)
     return environment
 

@@ -1,6 +1,7 @@
 """One YAML file, presets and --set give typed, frozen numbers; invalid input is an error."""
 
 import dataclasses
+import re
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,8 +228,12 @@ def test_a_round_is_never_longer_than_a_chunk(ratio):
 
 
 def test_a_train_ratio_that_no_chunk_reaches_is_refused():
-    with pytest.raises(ConfigError, match="run.train_ratio: expected at least one update"):
+    with pytest.raises(ConfigError, match="run.train_ratio: expected at least one update") as told:
         load(SHIPPED, Config, sets=["run.train_ratio=0.001"])
+    least = re.search(r"which is ([\d.]+)", str(told.value))[1]
+    assert updates_per_steps(load(SHIPPED, Config, sets=[f"run.train_ratio={least}"]))[0] == 1
+    with pytest.raises(ConfigError, match="run.train_ratio"):
+        load(SHIPPED, Config, sets=[f"run.train_ratio={0.99 * float(least)}"])
 
 
 def test_the_shipped_train_ratios_are_kept_exactly():

@@ -131,6 +131,7 @@ def test_a_run_ends_with_the_line_and_keeps_what_was_saved(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert "tests.fleet:Late: entry [1] of the observation is nan" in lines[0]
     assert "found before step" in lines[0] and "to resume" in lines[1]
+    assert dreamer.prefill._cache_size() == 0  # a next run in this process has the memory again
 
 
 def test_a_state_of_types_that_numpy_does_not_know_is_saved_and_loaded(tmp_path):

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 
 import gymnax_wrappers
-from utils.core import backend, machine
+from utils.core import backend, cli, machine
 from utils.run import commands, files, signals
 
 
@@ -77,3 +78,13 @@ def test_a_command_can_be_pasted_in_the_folder_where_it_is_printed(tmp_path, mon
         f"PYTHONPATH={machine.ROOT} .venv/bin/python -m utils.watch x")
     (tmp_path / "utils").mkdir()
     assert " -P -m utils.watch" in commands.tool("watch", "x")
+
+
+def test_an_error_inside_of_a_compiled_program_is_said_in_one_line():
+    text = """INTERNAL: CpuCallback error calling callback: Traceback (most recent call last):
+      File "mine.py", line 3, in look
+        raise ValueError("no camera")
+    ValueError: no camera"""
+    assert cli.reason(jax.errors.JaxRuntimeError(text)) == "ValueError: no camera"
+    text = "RESOURCE_EXHAUSTED: Out of memory allocating 6 bytes.\nmore"
+    assert cli.reason(jax.errors.JaxRuntimeError(text)) == text.splitlines()[0]

@@ -70,7 +70,7 @@ def write(run, names=None):
         agent = Agent(run)
     except ValueError as error:
         agent, why, status = None, str(error), _complain(error)
-    no_policy = agent and not config.learning.beta_actor
+    no_policy = agent and not config.learning.trains_policy
     names = names or (WORLD_MODEL if no_policy else tuple(CAPTIONS))
     if agent and set(names) - {"learning"}:
         material = studies.gather(agent)

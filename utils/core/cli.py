@@ -16,9 +16,9 @@ WORLD_MODEL = "world_model"  # the preset of --world-model-only
 REPLACED = {"--eval": "python -m utils.evaluate RUN", "--watch": "python -m utils.watch RUN",
             "--explain": "python -m utils.explain"}
 
-# The flags that set a key of their own.
-FLAGS = {"run.env": "--env", "run.seed": "--seed", "run.steps": "--steps",
-         "run.save_replay": "--save-replay", "run.eval_episodes": "--episodes"}
+# Flags that set a key of the section `run`.
+FLAGS = {"env": "env", "seed": "seed", "steps": "steps", "save_replay": "save_replay",
+         "episodes": "eval_episodes"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,8 @@ def _runs_in(folder):
 def _config(flags):
     """The Config for the flags of dreamer.py, compared with that of the run to resume."""
     saved = Path(flags.resume) / "config.yaml" if flags.resume else None
-    sets = [f"run.{key}={value}" for key, value in (
-        ("save_replay", flags.save_replay), ("eval_episodes", flags.episodes)) if value is not None]
     presets = [WORLD_MODEL] if flags.world_model_only else []
-    config = resolve(flags, saved if flags.config is None else flags.config, presets, sets)
+    config = resolve(flags, saved if flags.config is None else flags.config, presets)
     if flags.world_model_only:
         _check_world_model_only(config.learning)
     if saved:
@@ -115,22 +113,23 @@ def _config(flags):
     return config
 
 
-def resolve(flags, path=None, presets=(), sets=()):
+def resolve(flags, path=None, presets=()):
     """The Config for the flags of `add_config_flags`.
 
     The environment's own block, if the file has one, is applied before --preset and --set;
-    `presets` and `sets` are applied after them.
+    `presets` are applied after that one, the values of other flags last.
 
     Raises: ConfigError."""
     path = flags.config if path is None else path
     path = _default_config() if path is None else path
-    named = (("env", flags.env), ("seed", flags.seed), ("steps", flags.steps))
-    sets = [*flags.set, *(f"run.{key}={value}" for key, value in named if value is not None), *sets,
+    given = [name for name in FLAGS if getattr(flags, name, None) is not None]
+    sets = [*flags.set, *(f"run.{FLAGS[name]}={getattr(flags, name)}" for name in given),
             *(_env_param(text) for text in flags.env_param)]
+    named = {f"run.{FLAGS[name]}": f"--{name.replace('_', '-')}" for name in given}
     presets = [*flags.preset, *presets]
-    config = configuration.load(path, Config, presets, sets, FLAGS)
+    config = configuration.load(path, Config, presets, sets, named)
     if config.run.env in configuration.presets(path):
-        config = configuration.load(path, Config, [config.run.env, *presets], sets, FLAGS)
+        config = configuration.load(path, Config, [config.run.env, *presets], sets, named)
     return config
 
 

@@ -29,7 +29,7 @@ class ConfigError(ValueError):
 def setting(meaning, low=None, high=None, above=None, below=None, choices=None):
     """A dataclass field without default: its meaning, inclusive and exclusive bounds, choices.
 
-    Without other bounds, whole numbers are at most MOST, and others at most LARGEST."""
+    No whole number is beyond ±MOST and no other beyond ±LARGEST, unless `below` says so."""
     bounds = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
     return dataclasses.field(metadata={"meaning": meaning, **bounds})
 
@@ -82,7 +82,7 @@ def read(path):
         folder = os.path.dirname(os.path.abspath(path))
         names = [n for n in _listing(folder) if n.endswith((".yaml", ".yml"))]
         near = nearest(os.path.basename(path), names)
-        raise ConfigError(f"{path}: no such file{near}") from None
+        raise ConfigError(f"{path or repr(path)}: no such file{near}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror.lower()})") from None
     except UnicodeDecodeError as error:
@@ -249,9 +249,10 @@ def _value(value, kind, bounds, where):
         return tuple(_value(item, int, {"low": 1}, where) for item in value)
     if kind is dict:
         return _entries(value, where)
-    converted, most = _coerce(value, kind), {int: MOST, float: LARGEST}.get(kind)
-    if most and converted is not None and abs(converted) > most and not bounds.get("below"):
-        bounds = {"high": most} | {name: bound for name, bound in bounds.items() if bound}
+    converted, most = _coerce(value, kind), {int: MOST, float: LARGEST}.get(kind, 0)
+    if most and converted is not None and abs(converted) > most and bounds.get("below") is None:
+        stated = {name: bound for name, bound in bounds.items() if bound is not None}
+        bounds = {"low": -most, "high": most} | stated
     if converted is None or not _within(converted, bounds):
         raise ConfigError(f"{where}: expected {_expected(kind, bounds)}, found {show(value)}")
     return converted

@@ -112,6 +112,11 @@ class Learning:
     return_low: float = setting("lower percentile of the return range", low=0, high=100)
     return_high: float = setting("upper percentile of the return range", low=0, high=100)
 
+    @property
+    def trains_policy(self):
+        """Whether actor or critic has a loss; --world-model-only has none."""
+        return bool(self.beta_actor or self.beta_critic or self.beta_replay)
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -151,6 +156,7 @@ class Config:
         """Checks that involve two numbers; the bounds of single fields are checked in config.py."""
         run, model, replay = self.run, self.model, self.replay
         rows = replay.length + 1
+        least = replay.batch * replay.length / (run.envs * max(1, run.chunk // run.envs))
         checks = (
             (model.deter % model.blocks == 0,
              f"model.deter: expected a multiple of model.blocks = {model.blocks}, "
@@ -168,9 +174,9 @@ class Config:
             (replay.capacity >= replay.batch * replay.length,
              f"replay.capacity: expected at least one batch = "
              f"{replay.batch * replay.length} rows, found {replay.capacity}"),
-            (_updates_per_step(run, replay) * 2 * max(1, run.chunk // run.envs) > 1,
+            (run.train_ratio >= least * (1 - 1e-5),  # the message rounds it
              f"run.train_ratio: expected at least one update per run.chunk = {run.chunk} steps, "
-             f"which is {replay.batch * replay.length / run.chunk:g}, found {run.train_ratio:g}"),
+             f"which is {least:g}, found {run.train_ratio:g}"),
             (run.steps > run.prefill,
              f"run.steps: expected more than run.prefill = {run.prefill}, found {run.steps}"),
             (self.learning.return_low < self.learning.return_high,
@@ -189,13 +195,10 @@ def updates_per_steps(config):
     with a round of at most run.chunk steps. (1, 1) becomes (2, 2): XLA would unroll two loops of
     one step each, and then copy columns of the replay."""
     run = config.run
-    ratio = _updates_per_step(run, config.replay).limit_denominator(max(1, run.chunk // run.envs))
+    ratio = Fraction(run.train_ratio) * run.envs / (config.replay.batch * config.replay.length)
+    ratio = ratio.limit_denominator(max(1, run.chunk // run.envs))
     times = 2 if ratio == 1 else 1
     return ratio.numerator * times, ratio.denominator * times
-
-
-def _updates_per_step(run, replay):
-    return Fraction(run.train_ratio) * run.envs / (replay.batch * replay.length)
 
 
 def trained_ratio(config):

@@ -10,15 +10,17 @@ OLDEST_PYTHON = (3, 11)
 OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 0, 1)}
 
 
-def check(running=False):
-    """Exit with status 2 and one line if Python, a package or a setting of jax does not fit.
-
-    With `running`, a terminal shows that the program is importing them, which takes seconds."""
+def check():
+    """Exit with status 2 and one line if Python, a package or a setting of jax does not fit."""
     problem = python_problem(sys.version_info[:3]) or package_problem() or setting_problem()
     if problem:
         sys.stderr.write("dreamer.py: " + problem + "\n")
         sys.exit(2)
-    if running and sys.stderr.isatty():
+
+
+def announce():
+    """Say on a terminal that the packages are being imported, which takes seconds."""
+    if sys.stderr.isatty():
         sys.stderr.write("loading      " + " · ".join(sorted(OLDEST)) + " ...\n")
 
 

@@ -32,8 +32,11 @@ def check(config, env, shapes, seeds):
 
 
 def sizes(config, env, shapes):
-    """Bytes on one device: replay, weights with the optimiser, imagined rollouts, evaluation."""
-    model, replay, parts = config.model, config.replay, devices.count(config)
+    """Bytes on one device: replay, weights with the optimiser, imagined rollouts, evaluation
+
+    Devices of a CPU share its memory: there it is that of all."""
+    model, replay = config.model, config.replay
+    parts = 1 if jax.default_backend() == "cpu" else devices.count(config)
     pixels = math.prod(env.x_shape) * np.dtype(env.x_dtype).itemsize
     row = pixels + FLOAT * (1 + env.action_size + model.deter) + model.latents + 3
     states = replay.batch * replay.length * (config.learning.imagination + 1)

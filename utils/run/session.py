@@ -169,7 +169,8 @@ class Session:
 
     def _open(self):
         run, saved = self.runs[0].config.run, self.runs[0].saved
-        start = Progress(saved.record["step"] if saved else 0, run.steps, 0)
+        done = saved.record["diary"] if saved else {"steps": 0, "updates": 0}
+        start = Progress(done["steps"], run.steps, done["updates"])
         self._display = Display(self.folder.resolve().name, start)
         self._stop = Stop(self._display.say, self._display.release)
         names = [f"seed {one.config.run.seed}" for one in self.runs]
@@ -308,23 +309,24 @@ class Session:
 
     def _summary(self):
         """The last lines of a run: scores, files, and the commands that come next."""
-        config, seconds = self.runs[0].config, self.runs[0].diary.seconds()
-        done = f"{self.steps:,} steps in {seconds:.0f} s"
-        if learns_no_policy(config):
+        run, diary = self.runs[0].config.run, self.runs[0].diary
+        done = f"{self.steps:,} steps in {diary.seconds():.0f} s"
+        scores, next_ones = [one.diary.score for one in self.runs], ["watch", "report"]
+        if not self.runs[0].config.learning.trains_policy:
             yield f"trained      the world model alone, without a policy; {done}"
-        for run in self.runs:
-            which = f"seed {run.config.run.seed}: " if self.several else ""
-            if not learns_no_policy(config):
-                yield f"score        {which}{run.diary.summary(config.run.eval_episodes)}; {done}"
-        scores = [run.diary.score for run in self.runs]
-        if self.several:
+            next_ones = ["report"]
+        elif not self.several:
+            yield f"score        {diary.summary(run.eval_episodes)}; {done}"
+        else:
+            for one in self.runs:
+                yield (f"score        seed {one.config.run.seed}: "
+                       f"{one.diary.summary(run.eval_episodes)}; {done}")
             yield (f"mean         {np.mean(scores):.1f} over {len(scores)} seeds, from "
                    f"{min(scores):.1f} to {max(scores):.1f}")
         yield f"files        {self.folder}/ ({self._files()})"
         best = self.runs[int(np.argmax(scores))].folder
-        if not learns_no_policy(config):
-            yield f"next         {commands.tool('watch', str(best))}"
-        yield f"next         {commands.tool('report', str(best))}"
+        for name in next_ones:
+            yield f"next         {commands.tool(name, str(best))}"
 
     def _files(self):
         """The names of the files in the folder of the run or of the seeds."""
@@ -345,12 +347,6 @@ class Session:
 
     def _resume_hints(self):
         return [run.resume_hint() for run in self.runs]
-
-
-def learns_no_policy(config):
-    """Whether neither actor nor critic has a loss, as with --world-model-only."""
-    learning = config.learning
-    return not (learning.beta_actor or learning.beta_critic or learning.beta_replay)
 
 
 def _checkpointed(state, best):
