@@ -74,7 +74,9 @@ class Dice:
 
 
 def repeated(*draws):
-    """The share of draws that are equal to another one."""
+    """The share of draws that are equal to another one: half of them where the key is constant.
+
+    Chance repeats a few of them, whatever the way of drawing."""
     numbers = np.concatenate([np.ravel(draw) for draw in draws])
     return 1.0 - len(np.unique(numbers)) / len(numbers)
 
@@ -90,7 +92,7 @@ def classes(z):
 @pytest.mark.sample_onehot
 def test_samples_are_drawn_again_with_another_key():
     probs = jnp.full((N, CLASSES), 1.0 / CLASSES)
-    assert repeated(*(classes(dreamer.sample_onehot(key, probs)) for key in KEYS)) < 0.1
+    assert repeated(*(classes(dreamer.sample_onehot(key, probs)) for key in KEYS)) < 0.3
 
 
 # ---- Week 2 --------------------------------------------------------------------------------------
@@ -99,19 +101,19 @@ def test_samples_are_drawn_again_with_another_key():
 @pytest.mark.observe_step
 def test_an_observed_step_draws_each_latent_and_draws_again_with_another_key():
     z = [dreamer.observe_step(Dice(), START, NO_ACTION, NO_ACTION, NO, key)[0].z for key in KEYS]
-    assert repeated(*map(classes, z)) < 0.1
+    assert repeated(*map(classes, z)) < 0.3
 
 
 @pytest.mark.imagine_step
 def test_an_imagined_step_draws_each_latent_and_draws_again_with_another_key():
     z = [dreamer.imagine_step(Dice(), START, NO_ACTION, key).z for key in KEYS]
-    assert repeated(*map(classes, z)) < 0.1
+    assert repeated(*map(classes, z)) < 0.3
 
 
 @pytest.mark.observe
 def test_each_observed_state_has_a_draw_of_its_own_and_another_one_with_another_key():
     z = [dreamer.observe(Dice(), START, ROWS, key)[0].z for key in KEYS]
-    assert repeated(*map(classes, z)) < 0.1
+    assert repeated(*map(classes, z)) < 0.3
 
 
 @pytest.mark.world_losses
@@ -119,7 +121,7 @@ def test_the_losses_of_the_world_model_draw_other_states_with_another_key():
     config = SimpleNamespace(
         model=Dice().model, learning=SimpleNamespace(horizon=9.0, free_bits=0.0))
     latents = jax.jit(lambda key: dreamer.world_losses(Dice(), ROWS, key, config)[1])
-    assert repeated(*(classes(latents(key).z) for key in KEYS)) < 0.1
+    assert repeated(*(classes(latents(key).z) for key in KEYS)) < 0.3
 
 
 # ---- Week 3 --------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def test_the_losses_of_the_world_model_draw_other_states_with_another_key():
 def test_each_imagined_action_and_latent_has_a_draw_of_its_own_and_another_one_with_another_key():
     found = [dreamer.imagine(Dice(), START, T, key) for key in KEYS]
     z = [classes(rollout.s[:, 1:, 1:]) for rollout in found]
-    assert repeated(*z, *(rollout.a for rollout in found)) < 0.1
+    assert repeated(*z, *(rollout.a for rollout in found)) < 0.3
 
 
 # ---- Week 5 --------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_a_gradient_step_hands_its_key_to_the_losses(monkeypatch):
 def test_each_latent_and_action_of_acting_has_a_draw_of_its_own_and_another_one_with_another_key():
     step = Step(jnp.zeros((N, 1)), jnp.zeros(N), NO, NO, NO)
     found = [dreamer.act(Dice(), step, START, NO_ACTION, key) for key in KEYS]
-    assert repeated(*((classes(latent.z), a) for latent, a in found)) < 0.1
+    assert repeated(*((classes(latent.z), a) for latent, a in found)) < 0.3
 
 
 @pytest.mark.play
@@ -229,7 +231,7 @@ def test_each_update_draws_a_batch_of_its_own_and_learns_with_a_key_of_its_own(m
     state, first = update(dreamer.RunnerState(
         None, replay.Replay(rows, jnp.int32(4096)), None, KEYS[0]))
     _, second = update(state)
-    assert repeated(first["rows"], second["rows"]) < 0.1
+    assert repeated(first["rows"], second["rows"]) < 0.3
     assert repeated(first["draw"], second["draw"]) == 0.0
 
 
