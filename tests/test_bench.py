@@ -46,11 +46,15 @@ def _one_program():
 
 
 @pytest.mark.usefixtures("_one_program")
-def test_a_point_of_the_scaling_has_the_plotted_figures(monkeypatch):
+def test_a_point_of_the_scaling_has_the_plotted_figures_and_says_what_it_measures(
+        monkeypatch, capsys):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     found = bench.measure(SMALL, briefly=True)
     assert found["update_ms"][0] > 0 and found["unit_ms"] > 0
     assert found["acting_steps_per_second"] > 0 and bench._line(found).count("-") == 6
+    said = capsys.readouterr()
+    assert said.out == "" and [line.split()[0] for line in said.err.splitlines()] == [
+        "compiling", "repeating"]
 
 
 @pytest.mark.usefixtures("_one_program")
@@ -70,7 +74,7 @@ def test_an_update_is_compared_with_the_units_measured_before_and_after_it(monke
 def test_a_point_has_all_figures_and_they_are_consistent(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "_in_new_process",
-                        lambda point, briefly: bench.measure(point, briefly))
+                        lambda point, briefly, place: bench.measure(point, briefly))
     assert bench.main(["--size", "debug", "--envs", "4", "--results", str(tmp_path)]) == 0
     [found] = json.loads((tmp_path / bench.POINT).read_text())["points"]
     assert found["name"] == "debug envs 4" and all(found[key] for key in found)

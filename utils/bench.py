@@ -101,7 +101,8 @@ def main(argv=None):
         return cli.complain(error, "utils.bench")
     print(COLUMNS)
     try:
-        found = [_in_new_process(point, flags.scaling) for point in points]
+        found = [_in_new_process(point, flags.scaling, f"{number} of {len(points)}")
+                 for number, point in enumerate(points, 1)]
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     report = {"machine": machine() | {"device": jax.devices()[0].device_kind}, "points": found}
@@ -163,8 +164,9 @@ def _panels(found):
     return panels
 
 
-def _in_new_process(point, briefly):
-    """Measure a point in a new process, and print its line."""
+def _in_new_process(point, briefly, place):
+    """Measure a point in a new process, and print its line; `place` is its "1 of 4"."""
+    _say(f"measuring    {point.name} ({place}) ...")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         found = pool.submit(measure, point, briefly).result()
@@ -172,8 +174,14 @@ def _in_new_process(point, briefly):
     return found
 
 
+def _say(line):
+    """Tell the user what is being measured; the standard output holds only the table."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def measure(point, briefly):
     """Measure one point -> {name: figure}; `briefly`: only updates and acting."""
+    _say("             compiling acting and updates")
     config = _config(point)
     env = Camera() if point.pictures else gymnax_wrappers.make(config.run.env)
     program, _ = dreamer.build(config, env)
@@ -186,6 +194,7 @@ def measure(point, briefly):
     act = xla.compile_in_full(dreamer.prefill, program, shapes, ACTED)
     learn = xla.compile_in_full(_updates, program, shapes, many)
     units = []
+    _say("             repeating acting and updates")
     state, acting = _repeat(act, state, ACTED * envs)
     state, update = _repeat(learn, state, many, lambda: units.append(_unit()))
     ratios = [seconds / statistics.mean(two) for seconds, two in zip(update, pairwise(units))]
@@ -196,10 +205,13 @@ def measure(point, briefly):
     }
     if briefly:
         return found
+    _say("             compiling a chunk of training, without and with the cache")
     chunk, cold, warm = _compiled_twice(dreamer.train_chunk, program, shapes, rounds)
+    _say("             repeating a chunk of training")
     state, step = _repeat(chunk, state, rounds * k * envs)
     found["steps_per_second"] = 1 / statistics.median(step)
     found["memory_mb"] = _peak()
+    _say("             counting the operations of an update")
     operations = _operations(program, shapes)
     share = operations / UNIT / statistics.median(ratios)
     return found | {"compile_s": cold, "compile_again_s": warm, "operations": operations,
