@@ -168,7 +168,9 @@ def test_a_run_is_stopped_resumed_saved_plotted_and_not_repeated(tiny, capsys, m
 
     monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("made a second time"))
     assert call(tiny, *flags) == 0
-    assert "already done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith(f"already done 1 of 1 runs: with these settings, {tiny.parent}")
+    assert f"results of {seed['date']}" in said and "--results DIR --runs DIR" in said
 
 
 def _text(path):

@@ -42,7 +42,8 @@ def main(argv=None):
         runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.ablations")
-    return runs.make(planned, partial(_is_done, flags), partial(_save, flags))
+    return runs.make(planned, partial(_done, flags), partial(_save, flags),
+                     flags.results / RESULTS)
 
 
 def ablations(path):
@@ -61,9 +62,9 @@ def _run(flags, name, env, seed):
     return runs.Run(config, folder, name)
 
 
-def _is_done(flags, run):
+def _done(flags, run):
     found = runs.read(flags.results / RESULTS).get(run.config.run.env, {}).get(run.ablation, {})
-    return runs.fingerprint(run.config) in [seed["mark"] for seed in found.get("seeds", [])]
+    return runs.of_run(found, run.config)
 
 
 def _save(flags, run, result):

@@ -41,7 +41,8 @@ def main(argv=None):
         runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.suite")
-    return runs.make(planned, partial(_is_done, flags), partial(_save, flags))
+    return runs.make(planned, partial(_done, flags), partial(_save, flags),
+                     flags.results / RESULTS)
 
 
 def _run(flags, env, seed):
@@ -49,9 +50,8 @@ def _run(flags, env, seed):
     return runs.Run(runs.resolved(flags.config, env, seed), folder)
 
 
-def _is_done(flags, run):
-    seeds = read(flags.results).get(run.config.run.env, {"seeds": []})["seeds"]
-    return runs.fingerprint(run.config) in [seed["mark"] for seed in seeds]
+def _done(flags, run):
+    return runs.of_run(read(flags.results).get(run.config.run.env, {}), run.config)
 
 
 def _save(flags, run, result):

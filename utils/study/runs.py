@@ -40,21 +40,36 @@ class Run(NamedTuple):
         return f"{self.ablation}{', ' * bool(self.ablation)}{run.env}, seed {run.seed}"
 
 
-def make(runs, is_done, save):
-    """Execute each run unless is_done(run), then save(run, result) -> exit status
+def make(runs, done, save, path):
+    """Execute each run unless it is done, then save(run, result) -> exit status
 
-    The status is 1 if a run failed, 130 if stopped."""
+    done(run) is its entry in the results file `path`, or None. The status is 1 if a run failed, 130
+    if stopped."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    entries = [done(run) for run in runs]
+    _say_done([entry for entry in entries if entry], len(runs), path)
     try:
-        failed = [run for run in runs if not _make_one(run, is_done, save)]
+        failed = [run for run, entry in zip(runs, entries)
+                  if not (entry or _make_one(run, done, save))]
     except KeyboardInterrupt:
         print("stopped      to resume: the same command")
         return 128 + signal.SIGINT
     return 1 if failed else 0
 
 
-def _make_one(run, is_done, save):
-    """Execute one run, unless it is done or another process works on it -> False if it failed"""
+def _say_done(entries, count, path):
+    """Say once where the results of finished runs are from, and how to train anew."""
+    if not entries:
+        return
+    days = sorted({entry["date"] for entry in entries if "date" in entry})
+    when = f" of {' to '.join(dict.fromkeys([days[0], days[-1]]))}" if days else ""
+    print(f"already done {len(entries)} of {count} runs: with these settings, {path} has results"
+          f"{when}\nto train anew: the same command with two new folders, --results DIR --runs DIR",
+          flush=True)
+
+
+def _make_one(run, done, save):
+    """Execute one run, unless another process works on it or has done it -> False if it failed"""
     folder = run.folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -63,9 +78,8 @@ def _make_one(run, is_done, save):
         print(f"{run.name}: another process is working on it", flush=True)
         return True
     try:
-        if is_done(run):
-            print(f"{run.name}: already done (to repeat it, delete {folder} and its entry in the "
-                  "results)", flush=True)
+        if done(run):
+            print(f"{run.name}: another process has done it", flush=True)
             return True
         status = train(run)
         if status == 0:
@@ -164,6 +178,12 @@ def with_seed(found, result):
     seeds = sorted([*seeds, result], key=lambda seed: seed["seed"])
     mean, interval = curves.mean_interval([seed["score"] for seed in seeds])
     return found | {"score": float(mean), "interval": float(interval), "seeds": seeds}
+
+
+def of_run(found, config):
+    """The entry of a run with exactly these settings among the results of its seeds, or None."""
+    mark = fingerprint(config)
+    return next((seed for seed in found.get("seeds", []) if seed["mark"] == mark), None)
 
 
 def read(path, levels=0):
