@@ -1,16 +1,20 @@
 """The plots contain the given numbers, and an empty run gives one without a warning."""
 
+import json
 import subprocess
 import sys
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from utils.pictures.figures import learning
 from utils.run import curves
+from utils.study import charts
 
 pytestmark = pytest.mark.filterwarnings("error")
 STEPS = np.arange(10, 110, 10)
@@ -125,6 +129,82 @@ def test_many_seeds_are_grey_and_the_band_stays_within_the_range_of_returns(tmp_
     band = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (20, 500) and not figures[0].legends
     assert [text.get_text().split("\n")[0] for text in ax.texts] == ["mean of 10 seeds"]
+
+
+def _is_inside(figure):
+    """Whether the legend is inside the figure."""
+    box = figure.legends[0].get_window_extent()
+    return 0 <= box.x0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_the_legend_of_a_study_is_inside_its_picture(tmp_path, figures, count):
+    names = [f"Env-{n}" for n in range(count)]
+    seeds = [{"seed": seed, "curve": [[0, 1.0], [10, 2.0]]} for seed in (0, 1)]
+    charts.suite(tmp_path / "a.png", {name: {"seeds": seeds, "random": {"score": 0.0}}
+                                      for name in names}, dict.fromkeys(names, 3.0))
+    found = {"full": {"seeds": seeds}} | {name: {"seeds": seeds} for name in names}
+    charts.ablations(tmp_path / "b.png", {"CartPole-v1": found})
+    lines = [(seed, STEPS, STEPS + seed) for seed in range(1000, 1000 + min(4, count + 1))]
+    curves.seeds_curve(tmp_path / "c.png", "Catch", lines)
+    assert len(figures) == 3 and all(_is_inside(figure) for figure in figures)
+    labels = {text.get_text() for text in figures[0].legends[0].get_texts()}
+    assert labels == {"one seed", "mean", "random policy", "reference"}
+
+
+@pytest.mark.parametrize("rest", [np.linspace(2.0, 1.0, 30), np.linspace(0.2, -0.1, 30)])
+def test_a_first_value_far_away_does_not_flatten_the_loss_and_is_written_down(
+        tmp_path, figures, rest):
+    steps, values = np.arange(32), np.concatenate([[9.0, 8.5], rest])
+    curves.learning_curve(tmp_path / "a.png", "Catch", ([], []), ([], [], []),
+                          {"actor": (steps, values)})
+    ax = figures[0].axes[1]
+    low, high = ax.get_ylim()
+    assert low < rest.min() and rest.max() < high < rest.max() + 0.2 * np.ptp(rest)
+    assert [text.get_text() for text in ax.texts] == ["first 9"]
+
+
+def test_without_outliers_the_whole_loss_is_shown(tmp_path, figures):
+    losses = {"actor": (STEPS, STEPS / 10.0), "replay_critic": (STEPS, STEPS * 0.0)}
+    curves.learning_curve(tmp_path / "a.png", "Catch", ([], []), ([], [], []), losses)
+    actor, critic = figures[0].axes[1:]
+    assert actor.get_ylim()[1] >= 10 and not [*actor.texts, *critic.texts]
+    assert critic.get_title() == "critic on replayed rows"
+
+
+ROW = {"step": 5, "charts/eval_return": 9.0, "charts/eval_interval": 1.0, "losses/actor": 1.0,
+       "losses/critic": 1.0, "losses/replay_critic": 1.0, "losses/decoder": 1.0,
+       "losses/prediction": 2.0}
+
+
+def _saved(folder, learning):
+    """A run of one row with these settings."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"learning: {json.dumps(learning)}\n", "utf-8")
+    (folder / "metrics.jsonl").write_text(json.dumps(ROW) + "\n", "utf-8")
+    (folder / "scores.jsonl").write_text('{"step": 4, "return": 8.0}\n', "utf-8")
+    return folder
+
+
+def test_a_run_of_the_world_model_alone_has_no_returns_and_no_untrained_losses(tmp_path, figures):
+    none = {"beta_actor": 0, "beta_critic": 0, "beta_replay": 0}
+    runs = [_saved(tmp_path / f"seed-{n}", none) for n in (0, 1)]
+    curves.draw_run(runs[0], "Catch", 475)
+    assert [ax.get_title() for ax in figures[0].axes] == ["prediction", "decoder"]
+    assert "world model" in figures[0].get_suptitle()
+    curves.draw_seeds(tmp_path, "Catch", runs, 475)
+    ax = figures[1].axes[0]
+    assert ax.get_ylabel() == "prediction loss" and not ax.get_title("right")
+    figure = Figure()
+    learning(figure, [ROW], [], SimpleNamespace(learning=SimpleNamespace(**none, free_bits=0)), 475)
+    assert [ax.get_title("left") for ax in figure.axes] == ["prediction loss", "decoder loss"]
+
+
+def test_losses_of_scale_zero_are_left_out_and_a_policy_keeps_its_returns(tmp_path, figures):
+    run = _saved(tmp_path / "run", {"beta_actor": 1, "beta_critic": 1, "beta_replay": 0})
+    curves.draw_run(run, "Catch", 475)
+    assert [ax.get_title() for ax in figures[0].axes] == [
+        "", "prediction", "decoder", "critic", "actor"]
 
 
 def test_importing_the_plots_does_not_import_matplotlib():

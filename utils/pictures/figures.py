@@ -14,27 +14,30 @@ from utils.run.curves import (
     BLUE,
     GREEN,
     GREY,
+    LOSSES,
     ORANGE,
     SEED_COLOURS,
     STYLE,
     VERMILION,
     draw_returns,
+    fit_legend,
     last_step,
     scale_loss,
     scale_steps,
     series,
+    trained_losses,
+    trains_policy,
 )
 
-WIDTH = 6.4  # inches
+WIDTH = 4.8  # inches: on a phone of 360 pixels the text is 10 to 13 pixels high
+DPI = 200  # pixels per inch
 BAND = (10, 90)  # percentiles of the imagined rollouts
 PANELS = 16  # maximum number of entries of a vector
 STRIP, STRIPS = 6, 2  # pictures per strip, and number of strips
 DOTS = 3000  # maximum number in a scatter plot
 INK = "#222222"
-LOSSES = ("prediction", "decoder", "reward", "continue", "dynamics", "representation", "critic",
-          "replay_critic", "actor")
-# The scale of a loss in dreamer.yaml: losses of scale 0 are not plotted.
-SCALES = {"actor": "beta_actor", "critic": "beta_critic", "replay_critic": "beta_replay"}
+# Titles of the errors; the first counts in standard deviations of all observations of the report.
+KINDS = ("observation, in standard deviations", "reward", "continue probability")
 LOOKS = {  # line styles of the error curves, by predictor
     "imagined": {"color": VERMILION, "lw": 2.5},
     "no change": {"color": BLUE, "ls": "--", "lw": 2},
@@ -54,7 +57,7 @@ def save(path, draw):
     with matplotlib.rc_context(fname=STYLE):
         figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
         draw(figure)
-        figure.savefig(data, format="png", bbox_inches="tight", pad_inches=0.08)
+        figure.savefig(data, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
     files.replace(path, data.getvalue())
 
 
@@ -73,39 +76,45 @@ def learning(figure, metrics, scores, config, solved):
     """Returns, losses and other logged metrics against environment steps.
 
     `metrics` and `scores` are rows of metrics.jsonl and scores.jsonl."""
-    train = [row["step"] for row in scores], [row["return"] for row in scores]
-    steps, means = series(metrics, "charts/eval_return")
-    evaluations = steps, means, series(metrics, "charts/eval_interval")[1]
     panels = _learning_panels(metrics, config.learning)
-    last = last_step([train[0], *(curve[0] for _, curves in panels for curve in curves)])
-    grid = _grid(figure, [3.4] + [1.9] * math.ceil(len(panels) / 2), 2)
-    top = figure.add_subplot(grid[0, :])
-    draw_returns(top, train, evaluations, solved)
-    if top.lines:
-        top.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
-    scale_steps(top, last, ticks=5)
+    trained = trains_policy(vars(config.learning))
+    last = last_step([[row["step"] for row in scores] if trained else [],
+                      *(curve[0] for _, curves in panels for curve in curves)])
+    grid = _grid(figure, [3.0] * trained + [1.9] * math.ceil(len(panels) / 2), 2)
+    if trained:
+        _returns(figure.add_subplot(grid[0, :]), metrics, scores, solved, last)
     for index, (title, curves) in enumerate(panels):
-        ax = figure.add_subplot(grid[1 + index // 2, index % 2])
+        ax = figure.add_subplot(grid[trained + index // 2, index % 2])
         for (at, values, label), look in zip(curves, (BLUE, VERMILION)):
             ax.plot(at, values, "-" if look == BLUE else "--", lw=1.8, color=look, label=label)
-        scale_loss(ax, [value for _, values, _ in curves for value in values])
+        scale_loss(ax, [values for _, values, _ in curves])
         scale_steps(ax, last, ticks=3)
         ax.set_title(title, fontsize="small", loc="left")
         if len(curves) > 1:
-            ax.legend(fontsize="x-small", borderaxespad=0)
+            ax.legend(fontsize="small", borderaxespad=0)
     figure.supxlabel("environment steps", fontsize="medium")
+
+
+def _returns(ax, metrics, scores, solved, last):
+    steps, means = series(metrics, "charts/eval_return")
+    evaluations = steps, means, series(metrics, "charts/eval_interval")[1]
+    train = [row["step"] for row in scores], [row["return"] for row in scores]
+    draw_returns(ax, train, evaluations, solved)
+    if ax.lines:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.45, -0.12), ncols=2, fontsize="small",
+                  columnspacing=1, handlelength=1.4)
+    scale_steps(ax, last, ticks=4)
 
 
 def _learning_panels(metrics, learning):
     """[(title, [(steps, values, label), ...]), ...] of the logged metrics."""
     logged = {name: series(metrics, name) for row in metrics for name in row}
-    untrained = {f"losses/{name}" for name, key in SCALES.items() if not getattr(learning, key)}
-    wanted = {f"{name} loss": {f"losses/{name}": ""} for name in LOSSES
-              if f"losses/{name}" not in untrained}
-    wanted["entropy of the latents, nats"] = {
+    wanted = {f"{LOSSES.get(name, name)} loss".replace(" rows loss", " rows"):
+              {f"losses/{name}": ""} for name in trained_losses(metrics, vars(learning))}
+    wanted["latents' entropy, nats"] = {
         "latents/prior_entropy": "prior", "latents/posterior_entropy": "posterior"}
     if learning.beta_actor:
-        wanted["entropy of the policy, nats"] = {"actor/entropy": ""}
+        wanted["policy's entropy, nats"] = {"actor/entropy": ""}
         wanted["return range"] = {"actor/return_high": "high", "actor/return_low": "low"}
     panels = [(title, [(*logged[name], label) for name, label in names.items() if name in logged])
               for title, names in wanted.items()]
@@ -134,9 +143,9 @@ def vectors(figure, names, context, true, imagined, curves):
         _vector(ax, context, true[:, entry], imagined[..., entry])
         ax.set_title(names[entry], fontsize="small", loc="left")
         ax.set_xlabel("imagined steps", fontsize="small")
-    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2,
-                     fontsize="small")
-    errors(figure.add_subplot(grid[-1, :]), "observation (1 = predicting the mean)", curves)
+    lines, labels = ax.get_legend_handles_labels()
+    fit_legend(figure, dict(zip(labels, lines)), "outside upper center", 2)
+    errors(figure.add_subplot(grid[-1, :]), KINDS[0], curves)
 
 
 def _vector(ax, context, true, imagined):
@@ -178,7 +187,7 @@ def images(figure, context, pictures, curves):
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
             ax.set_visible(bool(ax.images))
-    errors(parts[-1].subplots(), "observation (1 = predicting the mean)", curves)
+    errors(parts[-1].subplots(), KINDS[0], curves)
 
 
 def errors(ax, title, curves):
@@ -193,13 +202,13 @@ def errors(ax, title, curves):
 
 
 def _legend_below(ax):
-    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.32), ncols=4,
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.45, -0.38), ncols=2,
               borderaxespad=0, handlelength=1.5, columnspacing=1)
 
 
 def imagined(figure, panels):
     """A panel each for the errors of observation, reward and continuation: {title: curves}."""
-    grid = _grid(figure, [2.6] * len(panels), 1)
+    grid = _grid(figure, [2.7] * len(panels), 1)
     for index, (title, curves) in enumerate(panels.items()):
         errors(figure.add_subplot(grid[index, 0]), title, curves)
 
@@ -228,7 +237,7 @@ def heads(figure, heads):
     ax.set_yscale("log")
     ax.set_title("rows by that probability", fontsize="small", loc="left")
     ax.set(xlabel="predicted probability", ylabel="rows")
-    ax.legend(fontsize="x-small")
+    ax.legend(fontsize="small")
 
 
 def _scatter(ax, true, predicted):
@@ -240,7 +249,7 @@ def _scatter(ax, true, predicted):
     ax.plot(true, predicted, ".", ms=4, alpha=0.35, color=BLUE, rasterized=True)
     ax.set(xlim=(low - room, high + room), ylim=(low - room, high + room),
            xlabel="true", ylabel="predicted")
-    ax.legend(fontsize="x-small", loc="upper left")
+    ax.legend(fontsize="small", loc="upper left")
 
 
 def _calibration(ax, calibration):
@@ -252,7 +261,7 @@ def _calibration(ax, calibration):
     ax.set_title("does the world continue?", fontsize="small", loc="left")
     ax.set(xlabel="predicted probability", ylabel="share that continued",
            xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
-    ax.legend(fontsize="x-small", loc="upper left")
+    ax.legend(fontsize="small", loc="lower right")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -273,7 +282,7 @@ def latents(figure, planes, colours, usage):
             ax.set_title(title, fontsize="small", loc="left")
             ax.set(xlabel=f"{label} 1", ylabel=f"{label} 2", xticks=[], yticks=[])
             bar = figure.colorbar(dots, ax=ax, pad=0.02)
-            bar.ax.tick_params(labelsize="x-small")
+            bar.ax.tick_params(labelsize="small")
             if values.dtype.kind == "i":
                 bar.set_ticks(range(values.max() + 1))
     _usage(figure, grid[-1, :], *usage)

@@ -26,8 +26,9 @@ class Calibration(NamedTuple):
 
 
 def importance(x):
-    """Weights [X] of squared errors for which predicting the mean of x [E, L, X] has error 1.
+    """Weights [X] of squared errors, so that they count in variances of x [E, L, X].
 
+    Over all these rows, predicting their mean has error 1; over some of them, more or less.
     Entries of a vector have different units: each is scaled by its own deviation, and constant
     entries are ignored. The pixels of an image share one unit and have equal weights."""
     variance = x.reshape(-1, *x.shape[2:]).var(0, dtype=np.float64)

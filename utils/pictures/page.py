@@ -15,6 +15,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1b; --soft: #555; --page: #f4f4f1; --card: #fff; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #ececec; --soft: #b4b4b4; --page: #17181a; --card: #232528; }
+  img { filter: brightness(0.85); }  /* pictures are dark on white: a soft light card */
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 54rem; background: var(--page); color: var(--ink);
@@ -24,8 +25,8 @@ h2 { font-size: 1.2rem; margin: 0 0 0.75rem; }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; padding: 0; list-style: none; }
 a { color: inherit; }
 section { background: var(--card); border-radius: 0.5rem; padding: 1rem; margin: 1rem 0; }
-img { display: block; width: 100%; height: auto; margin: 0 auto 0.75rem; background: #fff;
-  border-radius: 0.25rem; }
+img { display: block; width: 100%; max-width: 38rem; height: auto; margin: 0 auto 0.75rem;
+  padding: 0.5rem; background: #fff; border-radius: 0.75rem; }
 p { margin: 0.5rem 0; }
 .soft { color: var(--soft); }
 @media (max-width: 30rem) { body, section { padding: 0.5rem; } }
@@ -56,7 +57,10 @@ CAPTIONS = {
         "the actions that were really taken. The panels show one full-length episode with much "
         "change. The error is that of the mean of the imagined rollouts, averaged over all "
         "episodes until they end. Two baselines: \u201cno change\u201d repeats the last "
-        "observation, \u201cthe mean\u201d always predicts the average observation.",
+        "observation, \u201cthe mean\u201d always predicts the average observation. Errors are in "
+        "standard deviations of all observations of this report. \u201cThe mean\u201d has 1 over "
+        "all of them, but more or less at a single step, where observations are more or less "
+        "unusual.",
         "The real episode stays within the imagined rollouts, which spread where the future is "
         "uncertain. The error starts far below both baselines and reaches them late. Within the "
         "imagination horizon of training (15 steps by default) it should stay below a third of "

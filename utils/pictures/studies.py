@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from utils.pictures import film, measures, rollouts
+from utils.pictures.figures import KINDS
 from utils.run.arrays import unflatten
 
 WINDOW, CONTEXT = 50, 5  # rows of an open loop, and how many of them are observed
@@ -19,8 +20,6 @@ SCORED = 15  # imagined steps over which an open loop is scored
 STARTS, SAMPLES, REAL = 32, 16, 8  # of rollouts; rollouts and real episodes per start
 ENOUGH = 8  # episodes must reach the window's length
 DOTS = 1500  # states in a projection
-# Titles of the errors.
-KINDS = ("observation (1 = predicting the mean)", "reward", "continue probability")
 SEED = 5  # of the report's own random numbers
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.core import config as configuration
+
 # Okabe and Ito's palette for colour-blind readers, without yellow, which is faint on white
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#666666"
@@ -23,32 +25,45 @@ PICTURE = "learning_curve.png"  # of a run
 WINDOW = 20  # episodes of the running mean
 COLUMNS = 3  # loss panels in a row
 LOG_RATIO = 20  # positive values that span more than this factor have a log axis
+SHORT = 3  # an axis is cut where the beginning makes it this many times as long as the rest needs
 STYLE = Path(__file__).with_name("style.mplstyle")  # of every picture
+# Titles of the losses in metrics.jsonl, those of the world model first.
+LOSSES = {"prediction": "prediction", "decoder": "decoder", "reward": "reward",
+          "continue": "continue", "dynamics": "dynamics", "representation": "representation",
+          "critic": "critic", "replay_critic": "critic on replayed rows", "actor": "actor"}
+# The scale of a loss in dreamer.yaml: losses of scale 0 are not plotted.
+SCALES = {"actor": "beta_actor", "critic": "beta_critic", "replay_critic": "beta_replay"}
 
 
 def learning_curve(path, title, train, evaluations, losses, solved=None):
     """Plot returns, and below them every loss, against environment steps, into a PNG file.
+
+    Without a policy `train` is None, and only the losses are plotted.
 
     Shapes: train (steps, returns), one entry per finished episode; evaluations (steps, means,
     half widths of the 95% intervals); losses {name: (steps, values)}; any of them may be empty."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(losses) / COLUMNS)
-    last = last_step([train[0], evaluations[0], *(steps for steps, _ in losses.values())])
+    heights = [4.2] * (train is not None) + [2] * math.ceil(len(losses) / COLUMNS)
+    returns = [] if train is None else [train[0], evaluations[0]]
+    last = last_step([*returns, *(steps for steps, _ in losses.values())])
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(11, 4.6 + 2.1 * rows), layout="constrained")
-        grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=[4.2] + [2] * rows)
+        figure = Figure(figsize=(11, 0.6 + 1.05 * sum(heights)), layout="constrained")
+        grid = figure.add_gridspec(max(1, len(heights)), COLUMNS, height_ratios=heights or [1])
         figure.suptitle(title)
         figure.supxlabel("environment steps", fontsize="medium")
-        top = figure.add_subplot(grid[0, :])
-        draw_returns(top, train, evaluations, solved)
-        scale_steps(top, last, ticks=6)
-        _draw_losses(figure, grid, losses, last)
+        if train is not None:
+            top = figure.add_subplot(grid[0, :])
+            draw_returns(top, train, evaluations, solved)
+            scale_steps(top, last, ticks=6)
+        top_rows = len(returns) // 2
+        places = [grid[top_rows + n // COLUMNS, n % COLUMNS] for n in range(len(losses))]
+        _draw_losses(figure, places, losses, last)
         figure.savefig(path, format="png")
 
 
-def seeds_curve(path, title, curves, solved=None):
+def seeds_curve(path, title, curves, solved=None, words="evaluation return"):
     """Plot the mean over seeds with its 95% band, and each seed as a thin line, into a PNG file.
 
     A few seeds have their own colours; more are grey. The text is legible at half size.
@@ -73,11 +88,11 @@ def seeds_curve(path, title, curves, solved=None):
             ax.axhline(solved, ls="--", lw=1.8, color=VERMILION)
             ax.set_title(f"solved: {solved:g}", loc="right", color=VERMILION, fontsize="medium")
         scale_steps(ax, last_step([steps for _, steps, _ in curves]), ticks=5)
-        ax.set(xlabel="environment steps", ylabel="evaluation return")
+        ax.set(xlabel="environment steps", ylabel=words)
         ax.set_title(title, loc="left", fontsize="medium")
         if few:
-            figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4,
-                          columnspacing=1.2, handlelength=1.2)
+            lines, labels = ax.get_legend_handles_labels()
+            fit_legend(figure, dict(zip(labels, lines)), "outside lower center", 4)
         figure.savefig(path, format="png")
 
 
@@ -145,28 +160,51 @@ def draw_returns(ax, train, evaluations, solved):
     ax.set_ylabel("episode return")
 
 
-def _draw_losses(figure, grid, losses, last):
+def _draw_losses(figure, places, losses, last):
     first = None
-    for index, (name, (steps, values)) in enumerate(losses.items()):
-        row, column = divmod(index, COLUMNS)
-        first = ax = figure.add_subplot(grid[1 + row, column], sharex=first)
+    for index, (place, (name, (steps, values))) in enumerate(zip(places, losses.items())):
+        first = ax = figure.add_subplot(place, sharex=first)
         ax.plot(steps, values, ".-", ms=4, lw=1.3, color=BLUE)
-        scale_loss(ax, values)
-        ax.set_title(name, fontsize="medium")
-        ax.set_ylabel("" if column else "loss")
+        scale_loss(ax, [values])
+        ax.set_title(LOSSES.get(name, name), fontsize="medium")
+        ax.set_ylabel("" if index % COLUMNS else "loss")
         scale_steps(ax, last, ticks=3)
 
 
-def scale_loss(ax, values):
-    """Use a log axis for positive values with a wide range, with few enough tick labels."""
+def scale_loss(ax, curves):
+    """Scale the axis of one or more series: logarithmic for positive values with a wide range.
+
+    The beginning of training may lie far from the rest: then the axis fits the rest, and a note
+    gives the first value.
+
+    Shapes: curves [[N], ...]."""
+    values = np.concatenate([np.asarray(curve, float) for curve in curves] or [[]])
+    if not len(values):
+        return
+    is_log = values.min() > 0 and values.max() > LOG_RATIO * values.min()
+    if is_log:
+        _log_axis(ax, wide=values.max() > 300 * values.min())
+    rest = np.concatenate([np.asarray(curve[max(2, len(curve) // 10):], float) for curve in curves])
+    if len(rest) < 5:
+        return
+    there, back = (np.log, np.exp) if is_log else (np.asarray, np.asarray)
+    low, high = there(rest.min()), there(rest.max())
+    if np.ptp(there(values)) > SHORT * (high - low) > 0:
+        room = 0.08 * (high - low)
+        ax.set_ylim(back(low - room), back(high + room))
+        ax.text(0.98, 0.94, f"first {curves[0][0]:.3g}", transform=ax.transAxes, ha="right",
+                va="top", color=GREY, fontsize="small",
+                bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1})
+
+
+def _log_axis(ax, wide):
+    """A log axis with few enough tick labels."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    if len(values) and min(values) > 0 and max(values) > LOG_RATIO * min(values):
-        wide = max(values) > 300 * min(values)
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 3)))
-        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 3)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_solved(ax, solved):
@@ -183,6 +221,19 @@ def scale_steps(ax, last, ticks):
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
+def fit_legend(figure, handles, loc, most):
+    """A legend of {label: line} outside the axes, with as many columns as the figure is wide."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for columns in range(min(most, max(1, len(handles))), 0, -1):
+        legend = figure.legend(handles.values(), handles.keys(), loc=loc, ncols=columns,
+                               columnspacing=1.2, handlelength=1.4)
+        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            return legend
+        legend.remove()
+
+
 def _say_empty(ax, text):
     ax.text(0.5, 0.3, text, transform=ax.transAxes, ha="center", va="center", color=GREY)
 
@@ -193,22 +244,49 @@ def last_step(series):
 
 
 def draw_run(folder, title, solved=None):
-    """Plot learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl."""
+    """Plot learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl.
+
+    A run without a policy gets no returns, and no run gets the losses of what is not trained."""
     metrics, scores = (rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
+    learning = learning_settings(folder)
     train = ([row["step"] for row in scores], [row["return"] for row in scores])
     steps, means = series(metrics, "charts/eval_return")
     _, intervals = series(metrics, "charts/eval_interval")
-    names = {name for row in metrics for name in row if name.startswith("losses/")}
-    losses = {name: series(metrics, name) for name in sorted(names)}
+    if not trains_policy(learning):
+        train, title = None, f"{title}: losses of the world model, no policy is trained"
+    losses = {name: series(metrics, f"losses/{name}") for name in trained_losses(metrics, learning)}
     path = folder / PICTURE
     learning_curve(path, title, train, (steps, means, intervals), losses, solved)
 
 
+def learning_settings(folder):
+    """The section `learning` of a run's config.yaml as a dictionary; empty without one."""
+    path = folder / "config.yaml"
+    return configuration.read(path).get("learning") or {} if path.is_file() else {}
+
+
+def trains_policy(learning):
+    """Whether an actor or a critic is trained with these settings of `learning`."""
+    return any(learning.get(key, 1) for key in SCALES.values())
+
+
+def trained_losses(metrics, learning):
+    """Names of the logged losses whose scale is not 0, in the order of LOSSES, others last."""
+    logged = {name.removeprefix("losses/") for row in metrics for name in row
+              if name.startswith("losses/")}
+    names = [*(name for name in LOSSES if name in logged), *sorted(logged - set(LOSSES))]
+    return [name for name in names if name not in SCALES or learning.get(SCALES[name], 1)]
+
+
 def draw_seeds(folder, env, runs, solved=None):
-    """Plot learning_curve.png of a folder from the evaluations of its runs, one per seed."""
-    curves = [(run.name.removeprefix("seed-"),
-               *series(rows(run / "metrics.jsonl"), "charts/eval_return")) for run in runs]
-    seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved)
+    """Plot learning_curve.png of a folder from its runs, one per seed: evaluations, or the
+    prediction loss if no policy is trained."""
+    name, words = "charts/eval_return", "evaluation return"
+    if runs and not trains_policy(learning_settings(runs[0])):
+        name, words, solved = "losses/prediction", "prediction loss", None
+    curves = [(run.name.removeprefix("seed-"), *series(rows(run / "metrics.jsonl"), name))
+              for run in runs]
+    seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved, words)
 
 
 def rows(path):

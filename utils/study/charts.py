@@ -10,10 +10,13 @@ from utils.run.curves import (
     SKY,
     STYLE,
     VERMILION,
+    fit_legend,
     last_step,
     mean_curve,
     scale_steps,
 )
+
+LEAST = 5.0  # inches: minimum width of a figure of many runs
 
 
 def suite(path, results, references):
@@ -26,7 +29,7 @@ def suite(path, results, references):
     columns = min(5, len(results))
     rows = math.ceil(len(results) / columns)
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(3.6 * columns, 3 * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(max(LEAST, 3.6 * columns), 3 * rows + 0.6), layout="constrained")
         grid = figure.add_gridspec(rows, columns)
         for index, (name, found) in enumerate(results.items()):
             ax = figure.add_subplot(grid[divmod(index, columns)])
@@ -34,7 +37,7 @@ def suite(path, results, references):
             ax.set_title(name, fontsize="medium")
         handles = {line.get_label(): line for ax in figure.axes for line in ax.lines
                    if not line.get_label().startswith("_")}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
+        fit_legend(figure, handles, "outside upper center", 4)
         figure.supxlabel("environment steps", fontsize="medium")
         figure.supylabel("evaluation return", fontsize="medium")
         figure.savefig(path, format="png")
@@ -73,7 +76,8 @@ def scaling(path, panels):
             ax.set_yticks(costs, [f"{cost:.2g}" for cost in costs])
             ax.minorticks_off()
             ax.set(xlabel=name, title=what)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        lines, labels = ax.get_legend_handles_labels()
+        fit_legend(figure, dict(zip(labels, lines)), "outside upper center", 2)
         figure.savefig(path, format="png")
 
 
@@ -90,7 +94,8 @@ def ablations(path, results, words=("full agent", "without one part")):
     columns = min(4, max(len(names) for names in panels.values()))
     heights = [math.ceil(len(names) / columns) for names in panels.values()]
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(3.3 * columns, 2.6 * sum(heights) + 0.9), layout="constrained")
+        size = max(LEAST, 3.3 * columns), 2.6 * sum(heights) + 0.9
+        figure = Figure(figsize=size, layout="constrained")
         blocks = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
         for block, rows, (env, names) in zip(blocks, heights, panels.items()):
             block.suptitle(env)
@@ -104,7 +109,7 @@ def ablations(path, results, words=("full agent", "without one part")):
             block.supylabel("evaluation return", fontsize="medium")
         handles = {line.get_label(): line for block in blocks for ax in block.axes
                    for line in ax.lines if not line.get_label().startswith("_")}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+        fit_legend(figure, handles, "outside upper center", 3)
         figure.savefig(path, format="png")
 
 
