@@ -224,14 +224,55 @@ def test_the_reachers_tip_agrees_with_its_reward():
     np.testing.assert_allclose(apart, tip - state["goal_xy"], atol=0.02)
 
 
-@pytest.mark.parametrize("far", [0.3, 1.0, 30.0])
-def test_a_point_that_swims_far_out_stays_in_the_picture(far):
+@pytest.mark.parametrize("far", [0.3, 1.0, 2.2, 30.0])
+def test_a_point_that_swims_far_out_stays_in_the_picture_and_the_rest_in_sight(far):
     robot = {"pos": np.array([far, -far]), "goal": np.array([0.0, 1.0])}
     swimmer = {"xy": np.array([far, -far]), "goal_xy": np.array([0.0, 0.5]),
                "urchin_xys": np.array([[-0.5, 0.5]])}
     for name, state in (("PointRobot-misc", robot), ("Swimmer-misc", swimmer)):
-        x, y = _centre(_drawn(name, state=state), BLUE)
+        picture = _drawn(name, state=state)
+        x, y = _centre(picture, BLUE)
         assert 10 < x < MIDDLE and abs(x + y) < 1
+        assert 0.09 * SIZE < _centre(picture, GREEN)[1] < 0.4 * SIZE, "no dot in the middle"
+        assert (_is(picture, drawings.GREY).sum() > 20) == (far == 30.0), "says how far outside"
+
+
+def _of_bars(low, high):
+    """A stub for an environment of vectors with declared bounds."""
+    space = SimpleNamespace(low=low, high=high)
+    inner = SimpleNamespace(observation_space=lambda params: space)
+    return SimpleNamespace(name="Mine-v0", is_image=False, env=inner, params=None)
+
+
+@pytest.mark.parametrize("low, high, seen, axis", [
+    (-1.0, 1.0, (-0.5, 0.5), (-1, 1)),  # as declared
+    (-1.0, 1.0, (-3.0, 2.0), (-3, 2)),  # the observations do not keep the bounds
+    (-np.inf, np.inf, (1.0, 4.0), (0, 4)),
+    (-3.4e38, 3.4e38, (-2.0, 4.0), (-2, 4)),
+    (0.0, 1e6, (1.0, 9.0), (0, 9)),  # bounds that would hide everything
+])
+def test_bars_have_the_declared_bounds_where_they_are_sensible(low, high, seen, axis):
+    x = np.linspace(*seen, 200)[:, None].repeat(2, 1)
+    found = drawings.bar_axis(_of_bars(low, high), x)
+    np.testing.assert_allclose(found, axis, atol=0.1)
+
+
+def test_entries_of_very_different_size_have_the_compressed_axis():
+    x = np.linspace(-1, 1, 50)[:, None] * (1, 1000)
+    assert drawings.bar_axis(_of_bars(-np.inf, np.inf), x) is None
+
+
+def test_a_bar_on_a_linear_axis_reaches_to_its_number():
+    picture = drawings.draw_seen(SimpleNamespace(is_image=False), np.array([0.5, 9.0]), (0.0, 1.0))
+    columns = SIZE / 2 + (np.array([-0.25, 0.55])) * SIZE / 2.1
+    heights = _is(picture, BLUE)[:, columns.astype(int)].sum(0) * 2.1 / SIZE / 1.9
+    np.testing.assert_allclose(heights, [0.5, 1.0], atol=0.01)
+
+
+def test_the_arrow_of_the_torque_has_a_label():
+    pushed, free = (_drawn("Pendulum-v1", state={"theta": np.pi, "last_u": u}) for u in (1.0, 0.0))
+    corner = np.s_[-40:, :180]
+    assert _is(pushed[corner], drawings.GREY).sum() > 20 > _is(free[corner], drawings.GREY).sum()
 
 
 def test_an_unknown_vector_becomes_bars_of_compressed_height():

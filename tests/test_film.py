@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.pictures import film
+from utils.pictures import film, window
 from utils.run import files
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -20,7 +20,11 @@ def _episode(length, actions=2):
     """Row t's picture has the grey level 20 t; nothing else changes."""
     frames = [np.full((30, 30, 3), 20 * t % 256, np.uint8) for t in film.steps(length)]
     even = np.full((length, actions), 1.0 / actions)
-    return film.Episode(frames, np.ones(length), np.zeros(length), even)
+    return film.Episode(frames, np.ones(length), np.zeros(length), even, _names(actions))
+
+
+def _names(actions):
+    return [f"action {n}" for n in range(actions)]
 
 
 def _filmed(path, episode):
@@ -93,40 +97,76 @@ def test_an_episode_of_one_step_is_a_film_too(tmp_path):
     assert len(frames) == 1
 
 
-def _axes(episode):
+def _axes(episode, moves=False):
     axes = Figure().subplots(3)
-    film._draw(axes, episode)
+    lines = window.lines(episode.names, episode.policy, episode.actions)
+    film._draw(axes, episode, lines, moves)
     return axes
 
 
 def test_the_panels_hold_reward_value_and_one_line_for_each_action():
     random = np.random.default_rng(0)
     rewards, values, policy = random.random(5), random.random(5), random.random((5, 3))
-    axes = _axes(film.Episode([], rewards, values, policy))
+    axes = _axes(film.Episode([], rewards, values, policy, ("left", "stay", "right")))
     expected = [[rewards], [values], list(policy.T)]
     for ax, numbers in zip(axes, expected, strict=True):
         np.testing.assert_array_equal([line.get_ydata() for line in ax.lines], numbers)
     assert [ax.get_title("left") for ax in axes] == [
         "reward", "value estimate", "probability of each action"]
-    assert [text.get_text() for text in axes[2].get_legend().get_texts()] == ["0", "1", "2"]
+    legend = [text.get_text() for text in axes[2].get_legend().get_texts()]
+    assert legend == ["left", "stay", "right"]
     assert axes[2].get_xlabel() == "step of the episode" and axes[2].get_xlim() == (0, 4)
     low, high = axes[2].get_ylim()
     assert low < 0 and high > 1
 
 
-def test_continuous_actions_are_dots_around_the_line_of_their_mean():
-    means, actions = np.zeros((4, 2)), np.ones((4, 2))
-    lines = _axes(film.Episode([], means[:, 0], means[:, 0], means, actions))[2].lines
+def test_continuous_actions_are_dots_around_the_line_of_their_mean_clipped_as_in_the_environment():
+    means, actions = np.zeros((4, 2)), np.full((4, 2), 1.7)
+    episode = film.Episode([], means[:, 0], means[:, 0], means, _names(2), actions)
+    lines = _axes(episode)[2].lines
     assert [(line.get_linestyle(), line.get_marker()) for line in lines] == 2 * [
         ("-", "None"), ("None", ".")]
     assert [line.get_ydata().mean() for line in lines] == [0, 1, 0, 1]
     assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
 
 
-@pytest.mark.parametrize("actions", [1, 6, 11, 18])
-def test_every_action_has_its_own_line_style(actions):
-    lines = _axes(_episode(3, actions))[2].lines
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == actions
+@pytest.mark.parametrize("actions", [1, 6, 11, 1000])
+def test_every_line_has_its_own_colour_and_the_legend_is_inside_the_film(actions):
+    episode, figures = _episode(3, actions), []
+    lines = window.lines(episode.names, episode.policy)
+    film.draw_panels((film.WIDTH, film.HEIGHT), "Catch", 3, 3, lambda axes: figures.append(
+        film._draw(axes, episode, lines, False) or axes[2]))
+    ax = figures[0]
+    assert len({line.get_color() for line in ax.lines}) == min(actions, window.SHOWN + 1)
+    np.testing.assert_allclose(sum(line.get_ydata() for line in ax.lines), 1.0)
+    box = ax.get_legend().get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= film.WIDTH and 0 <= box.y0 and box.y1 <= film.HEIGHT
+
+
+def test_of_many_actions_the_likely_ones_are_shown_and_the_sum_of_the_others():
+    policy = np.full((5, 20), 0.02)
+    policy[:, 13] = 0.62
+    shown = window.lines(_names(20), policy)
+    assert "action 13" in [line.label for line in shown] and shown[-1].label == "14 others"
+    np.testing.assert_allclose(shown[-1].values, 14 * 0.02)
+
+
+def test_a_long_episode_shows_the_last_steps_of_the_policy_up_to_the_present():
+    policy = np.zeros((400, 2))
+    policy[:200, 0] = policy[200:, 1] = 1.0  # the first action until step 200
+    shown = window.lines(("a", "b"), policy)
+    panel = window.Window((10, 20, 310, 120), shown)
+    first = []
+    for t in (199, 225, 399):
+        image = Image.new("RGB", (320, 140), "black")
+        panel.paste(image, (0, 0), t)
+        top = np.asarray(image)[22:27, 10:310].astype(int)
+        blue = (top[..., 2] > top[..., 0] + 60).any(0)  # the first action at the top
+        first.append(blue.mean())
+    np.testing.assert_allclose(first, [1.0, 23 / 49, 0.0], atol=0.03)
+    axes = _axes(film.Episode([], policy[:, 0], policy[:, 0], policy, ("a", "b")), moves=True)
+    assert axes[2].get_title("left") == "probability of each action, last 50 steps"
+    assert axes[1].get_xlim() == (0, 399) and axes[1].get_xlabel() == "step of the episode"
 
 
 def test_a_write_that_fails_leaves_the_old_film_and_no_other_file(tmp_path, monkeypatch):

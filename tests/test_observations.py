@@ -2,12 +2,13 @@
 
 import gymnax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ImageColor
 
 import gymnax_wrappers
-from utils.pictures import observations
+from utils.pictures import names, observations
 from utils.pictures.drawings import GROUND, MINATAR, SIZE, draw
 from utils.run.curves import VERMILION
 
@@ -27,10 +28,10 @@ def test_the_observation_gives_the_same_picture_as_the_state(name):
 
 
 def test_every_entry_of_a_vector_has_a_name():
-    for name, entries in observations.ENTRIES.items():
+    for name, entries in names.ENTRIES.items():
         assert len(entries) == gymnax_wrappers.make(name).x_shape[0], name
-    assert set(observations.ENTRIES) | set(observations.STATES) <= set(gymnax.registered_envs)
-    assert observations.entries(gymnax_wrappers.make("FrozenLake-misc"))[15] == "entry 15"
+    assert set(names.ENTRIES) | set(observations.STATES) <= set(gymnax.registered_envs)
+    assert names.entries(gymnax_wrappers.make("FrozenLake-misc"))[15] == "entry 15"
 
 
 @pytest.mark.parametrize("name", ["PointRobot-misc", "Breakout-MinAtar", "Catch-bsuite"])
@@ -65,3 +66,37 @@ def test_differences_go_from_white_to_red():
     found = observations.differences(true, guess)[0]
     assert tuple(found[0]) == (255, 255, 255) and tuple(found[1]) == ImageColor.getrgb(VERMILION)
     assert (found[1] <= found[2]).all() and (found[2] <= 255).all()
+
+
+def test_every_action_of_a_known_environment_has_a_name_and_others_have_numbers():
+    for name, actions in names.ACTIONS.items():
+        assert len(actions) == gymnax_wrappers.make(name).action_size, name
+    assert names.actions(gymnax_wrappers.make("DeepSea-bsuite")) == ["action 0", "action 1"]
+
+
+@pytest.mark.parametrize("name, part, moves", [
+    ("CartPole-v1", "x_dot", {"left": -1, "right": 1}),
+    ("MountainCar-v0", "velocity", {"left": -1, "right": 1}),
+    ("Catch-bsuite", "paddle_x", {"left": -1, "stay": 0, "right": 1}),
+    ("FourRooms-misc", "pos", {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}),
+    ("Asterix-MinAtar", "player_x", {"left": -1, "up": 0, "right": 1, "down": 0}),
+    ("Breakout-MinAtar", "pos", {"stay": 0, "left": -1, "right": 1}),
+    ("SpaceInvaders-MinAtar", "pos", {"stay": 0, "left": -1, "right": 1, "fire": 0}),
+    ("Seaquest-MinAtar", "sub_y", {"stay": 0, "down": 1}),  # it starts at the surface
+    ("Freeway-MinAtar", "pos", {"stay": 0, "up": -1}),
+])
+def test_an_action_moves_the_agent_as_its_name_says(name, part, moves):
+    env, state, _ = _start(name)
+    params = env.params
+    if name == "Freeway-MinAtar":
+        state = state.replace(move_timer=np.int32(0))
+    if name == "FourRooms-misc":
+        params = params.replace(fail_prob=0.0)
+        state = state.replace(pos=np.array([3, 3]))
+    state, before = jax.tree.map(jnp.asarray, state), np.asarray(getattr(state, part))
+    force = name in ("CartPole-v1", "MountainCar-v0")  # only the direction is known
+    for action, way in moves.items():
+        number = names.actions(env).index(action)
+        _, after, *_ = env.env.step_env(jax.random.key(0), state, np.int32(number), params)
+        moved = np.asarray(getattr(after, part)) - before
+        np.testing.assert_array_equal(np.sign(moved) if force else moved, way, action)

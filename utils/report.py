@@ -20,6 +20,8 @@ from utils.core import cli
 from utils.core import config as configuration
 from utils.core.settings import Config
 from utils.pictures import figures, imagined_film, observations, page, studies
+from utils.pictures import names as naming
+from utils.pictures.drawings import bar_axis
 from utils.pictures.page import CAPTIONS
 from utils.run import curves, files
 from utils.run.checkpoint import Checkpoints
@@ -117,6 +119,8 @@ def _facts(run, config):
     steps = f"{metrics[-1]['step']:,} environment steps so far" if metrics else "nothing logged yet"
     scores = curves.series(metrics, "charts/score_return")[1]
     score = f", score {scores[-1]:.4g}" if scores else ""
+    if not curves.trains_policy(vars(config.learning)):
+        score = ", the world model alone (its actions are random)"
     return (f"{run.resolve().name}: {steps}{score}. The figures use fresh episodes of the best "
             f"weights; in half of the environments each episode starts with up to "
             f"{studies.rollouts.RANDOM_ACTIONS} random actions, to include unusual states.")
@@ -139,6 +143,8 @@ def _learning(run, folder, config):
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
                                config=config, solved=SOLVED.get(config.run.env)))
     means = curves.series(metrics, "charts/eval_return")[1]
+    if not curves.trains_policy(vars(config.learning)):
+        return Made((path,), "No policy is trained: only losses of the world model are shown.")
     return Made((path,), f"{len(scores)} training episodes"
                 + (f"; first evaluation {means[0]:.4g}, last {means[-1]:.4g}, best "
                    f"{max(means):.4g}." if means else "."))
@@ -151,7 +157,7 @@ def _open_loop(_, folder, material):
         pictures.append(folder / "open-loop.gif")
         _open_loop_images(env, found, pictures)
     else:
-        figures.save(path, partial(figures.vectors, names=observations.entries(env),
+        figures.save(path, partial(figures.vectors, names=naming.entries(env),
                                    context=found.context, true=found.true, imagined=found.imagined,
                                    curves=found.curves))
     steps = min(studies.SCORED, len(found.imagined[0]))
@@ -215,7 +221,8 @@ def _latents(_, folder, material):
 
 def _imagined_episode(_, folder, material):
     found, env, path = studies.episode(material), material.agent.env, folder / "dream.gif"
-    frames = [[observations.scene(env, x[min(t, len(x) - 1)]) for t in found.times]
+    axis = bar_axis(env, found.real)
+    frames = [[observations.scene(env, x[min(t, len(x) - 1)], axis) for t in found.times]
               for x in (found.real, found.imagined)]
     imagined_film.episode(path, env.name, frames, found.curves)
     return Made((path,), f"{len(found.real) - 1} real steps, {len(found.imagined) - 1} imagined.")

@@ -18,8 +18,8 @@ import numpy as np
 import dreamer
 from utils import evaluate
 from utils.core import cli
-from utils.pictures import film
-from utils.pictures.drawings import draw
+from utils.pictures import film, names
+from utils.pictures.drawings import bar_axis, draw
 
 
 class Moment(NamedTuple):
@@ -57,8 +57,9 @@ def watch(agent, folder):
         moments.append(jax.device_get(moment))
     shown = [jax.tree.map(lambda leaf: leaf[0], states[t]) for t in film.steps(len(moments))]
     r, value, policy, a, _ = jax.tree.map(lambda *steps: np.stack(steps), *moments)
-    episode = film.Episode([draw(agent.env, *state) for state in shown], r, value, policy,
-                           None if agent.env.discrete else a)
+    axis = bar_axis(agent.env, [state[1] for state in shown])
+    episode = film.Episode([draw(agent.env, *state, axis) for state in shown], r, value, policy,
+                           names.actions(agent.env), None if agent.env.discrete else a)
     path = folder / f"episode-{run.seed}.gif"
     film.save(path, f"{agent.env.name}, return {r.sum():.4g}", episode)
     print(f"film         {path} (return {r.sum():.1f}, {len(moments) - 1} actions)")

@@ -14,7 +14,9 @@ SIZE = 360  # pixels on each side
 FINE = 3  # factor by which everything is drawn larger, then reduced: antialiasing
 INK, WINE, YELLOW = "#222222", "#882255", "#F0E442"
 PAPER, GROUND, PALE, WALL, WATER = "#FFFFFF", "#ECEBE6", "#D0D0D0", "#59626B", "#CFE6F5"
-MARKS = (-10, -1, 0, 1, 10)  # grid lines behind the bars of a vector
+MARKS = (-10, -1, 0, 1, 10)  # grid lines behind the bars of a vector on a compressed axis
+WIDE = 50  # ratio of the sizes of entries above which one linear axis would hide the small ones
+FAR = 2  # windows: a point further out than this is drawn at the edge, as an arrow
 
 # The contents of MinAtar's channels, in order, and their colours.
 MINATAR = {
@@ -31,21 +33,54 @@ MINATAR = {
 }
 
 
-def draw(env, state, x):
+def draw(env, state, x, axis=None):
     """Draw one state of an environment.
 
-    `env` is an Environment of gymnax_wrappers, `state` its Gymnax state (numpy leaves).
+    `env` is an Environment of gymnax_wrappers, `state` its Gymnax state (numpy leaves), `axis` the
+    ends of the axis of bars (from `bar_axis`).
 
     Shapes: x [X] or [H, W, C], as the agent sees it -> uint8 [SIZE, SIZE, 3].
     Source: angles have the signs of Gym's own pictures, positive to the right for CartPole's pole
     and counter-clockwise elsewhere; the mountain is Gym's sin(3x) · 0.45 + 0.55."""
-    canvas = DRAWERS.get(env.name, _observation)(env, state, np.asarray(x))
+    if env.name not in DRAWERS:
+        return draw_seen(env, x, axis)
+    canvas = DRAWERS[env.name](env, state, np.asarray(x))
     return np.asarray(canvas.image.reduce(FINE))
 
 
-def draw_seen(env, x):
+def draw_seen(env, x, axis=None):
     """Draw the observation itself: x [X] or [H, W, C] -> uint8 [SIZE, SIZE, 3]"""
-    return np.asarray(_observation(env, None, np.asarray(x)).image.reduce(FINE))
+    canvas = _photograph(np.asarray(x)) if env.is_image else _bars(np.asarray(x), axis)
+    return np.asarray(canvas.image.reduce(FINE))
+
+
+def bar_axis(env, x):
+    """The ends of one linear axis for the bars of observations x [T, X]; None for a compressed one
+
+    These are the declared bounds where the observations keep them, else the range of the
+    observations but for outliers; None for an image, or where entries differ much in size."""
+    if env.is_image:
+        return None
+    x = np.asarray(x, float)
+    low, high = _declared(env, x)
+    sizes = np.maximum(np.abs(low), np.abs(high))
+    sizes = sizes[sizes > 0]
+    if not len(sizes) or sizes.max() > WIDE * sizes.min():
+        return None
+    return min(0.0, float(low.min())), max(0.0, float(high.max()))
+
+
+def _declared(env, x):
+    """Lowest and highest value [X] of each entry, as declared or as seen."""
+    seen = np.percentile(x, (1, 99), axis=0)
+    space = env.env.observation_space(env.params)
+    if not hasattr(space, "low") or np.size(space.low) not in (1, x.shape[1]):
+        return seen
+    low, high = (np.broadcast_to(np.asarray(bound, float).ravel(), x.shape[1:])
+                 for bound in (space.low, space.high))
+    kept = (low <= x).all() and (x <= high).all()
+    used = np.maximum(high - low, 1e-9) <= WIDE * np.maximum(np.ptp(x, 0), 1e-9)
+    return (low, high) if kept and used.any() else seen
 
 
 class _Canvas:
@@ -132,6 +167,7 @@ def _pendulum(env, state, x):
         head = [(0, 0.07), (0, -0.07), (-0.14 * np.sign(torque), 0)]
         canvas.line(arc, ORANGE, 4)
         canvas.polygon(arc[-1] + length * _rotated(head, turns[-1]), ORANGE)
+        canvas.text((-1.25 * length, -1.2 * length), f"arrow: torque {state.last_u:+.2f}")
     return canvas
 
 
@@ -259,12 +295,26 @@ def _pong(env, state, x):
 
 
 def _plane(points, reach):
-    """A window around the origin, at least `reach` wide and large enough for all points [N, 2]."""
-    reach = max(reach, 1.1 * np.abs(points).max())
+    """A window around the origin, at least `reach` wide, and up to FAR times for points [N, 2]."""
+    reach = min(max(reach, 1.1 * np.abs(points).max()), FAR * reach)
     canvas = _Canvas((0, 0), reach)
     canvas.line([(-reach, 0), (reach, 0)], PALE, 1)
     canvas.line([(0, -reach), (0, reach)], PALE, 1)
     return canvas
+
+
+def _agent(canvas, place):
+    """A disc; outside the window, an arrow at its edge, with the distance from the middle."""
+    place, size = np.asarray(place, float), 0.05 * canvas.reach
+    if np.abs(place).max() <= canvas.reach - size:
+        canvas.disc(place, size, BLUE)
+        return
+    angle = np.arctan2(place[1], place[0])
+    edge = place / np.abs(place).max() * (canvas.reach - 2.2 * size)
+    head = size * np.array([(2, 0), (-1.4, 1.4), (-1.4, -1.4)])
+    canvas.polygon(edge + _rotated(head, angle), BLUE)
+    words = f"outside: {np.hypot(*place):.1f} from the middle"
+    canvas.text((-0.95 * canvas.reach, -0.94 * canvas.reach * (1 if place[1] > 0 else -1)), words)
 
 
 def _point_robot(env, state, x):
@@ -272,7 +322,7 @@ def _point_robot(env, state, x):
     arc = env.params.circle_radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     canvas.line(arc, PALE, 3)
     canvas.disc(state.goal, env.params.goal_radius, GREEN)
-    canvas.disc(state.pos, 0.05 * canvas.reach, BLUE)
+    _agent(canvas, state.pos)
     return canvas
 
 
@@ -297,17 +347,13 @@ def _swimmer(env, state, x):
               zip((0.12, 0.05) * 8, np.arange(16) * np.pi / 8)]
     for urchin in state.urchin_xys:
         canvas.polygon(urchin + spikes, VERMILION)
-    canvas.disc(state.xy, 0.05 * canvas.reach, BLUE)
+    _agent(canvas, state.xy)
     return canvas
 
 
 # ------------------------------------------------------------------------------------------------
 # All others: the observation itself
 # ------------------------------------------------------------------------------------------------
-
-
-def _observation(env, state, x):
-    return _photograph(x) if env.is_image else _bars(x)
 
 
 def _photograph(x):
@@ -321,20 +367,36 @@ def _photograph(x):
     return canvas
 
 
-def _bars(x):
-    """A bar for each entry, on an axis compressed far from 0, so that every number fits."""
+def _bars(x, axis):
+    """A bar for each entry, on a linear axis or on one compressed far from 0 that fits any number.
+
+    A bar that leaves the linear axis ends at its end."""
     canvas, width = _Canvas((0, 0), 1.05), 1.6 / len(x)
-    for mark in MARKS:
-        canvas.line([(-0.75, _squeeze(mark)), (0.9, _squeeze(mark))], PALE, 2 if mark else 3)
-        canvas.text((-1, _squeeze(mark)), f"{mark:g}")
-    for index, height in enumerate(_squeeze(x)):
-        centre = -0.7 + (index + 0.5) * width, height / 2
-        canvas.box(centre, (0.4 * width, max(abs(height) / 2, 0.005)), BLUE)
+    for mark in MARKS if axis is None else _ticks(axis):
+        height = _height(mark, axis)
+        canvas.line([(-0.7, height), (0.95, height)], PALE, 2 if mark else 3)
+        canvas.text((-1, height), f"{mark:g}")
+    zero, heights = _height(0.0, axis), _height(x, axis)
+    for index, height in enumerate(heights):
+        centre = -0.65 + (index + 0.5) * width, (height + zero) / 2
+        canvas.box(centre, (0.4 * width, max(abs(height - zero) / 2, 0.005)), BLUE)
     return canvas
 
 
-def _squeeze(x):
-    return x / (1 + np.abs(x))
+def _ticks(axis):
+    """Four to eight round numbers on an axis."""
+    rough = (axis[1] - axis[0]) / 5
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough))
+    return step * np.arange(np.ceil(axis[0] / step - 1e-6), np.floor(axis[1] / step + 1e-6) + 1)
+
+
+def _height(x, axis):
+    """The height of a number in the picture, -0.95 to 0.95."""
+    if axis is None:
+        return x / (1 + np.abs(x))
+    share = (np.clip(x, *axis) - axis[0]) / (axis[1] - axis[0])
+    return 1.9 * share - 0.95
 
 
 DRAWERS = {

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from utils.pictures import window
 from utils.run import files
-from utils.run.curves import BLUE, SEED_COLOURS, SEED_STYLES, STYLE, VERMILION
+from utils.run.curves import BLUE, STYLE, VERMILION
 
 HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture to their left is square
 FRAMES = 250  # maximum number; longer episodes show every n-th step
@@ -22,7 +23,6 @@ PACE, SLOW_PACE, LAST = 40, 200, 1500  # ms per frame: default, maximum, and of 
 LENGTH = 4000  # target duration, ms; short episodes are slowed down
 COLOURS = 255  # of a film's palette; the 256th marks unchanged pixels
 CELLS = 32**3  # colour cells, 5 bits per channel
-LEGEND_ROWS = 6  # maximum number of rows in the legend
 SMALL = {"font.size": 15, "axes.titlesize": 15, "axes.titlepad": 4, "legend.fontsize": 13}
 
 
@@ -30,12 +30,13 @@ class Episode(NamedTuple):
     """The T rows of one episode (the time line of dreamer.py), as numpy arrays.
 
     `policy` holds the probabilities of discrete actions, or the means of continuous ones, whose
-    sampled actions are in `actions`."""
+    sampled actions are in `actions`; `names` are those of the actions."""
 
     frames: Sequence  # pictures of the environment at the rows `steps(T)`, uint8 [P, P, 3]
     rewards: np.ndarray  # [T]
     values: np.ndarray  # [T]
     policy: np.ndarray  # [T, A]
+    names: Sequence  # [A]
     actions: np.ndarray | None = None  # [T, A]
 
 
@@ -49,9 +50,13 @@ def save(path, title, episode):
 
     Raises: OSError where `path` cannot be written; ValueError unless there is one frame for
     each of `steps(T)`."""
-    draw = partial(_draw, episode=episode)
-    panels = draw_panels((WIDTH, HEIGHT), title, 3, len(episode.rewards), draw)
-    write(path, partial(_moments, panels, episode))
+    lines = window.lines(episode.names, episode.policy, episode.actions)
+    length = len(episode.rewards)
+    moves = length > 2 * window.STEPS  # half of that is still legible as a whole
+    draw = partial(_draw, episode=episode, lines=lines, moves=moves)
+    panels = draw_panels((WIDTH, HEIGHT), title, 3, length, draw)
+    moving = window.Window(panels.boxes.pop(), lines) if moves else None
+    write(path, partial(_moments, panels, episode, moving))
 
 
 def write(path, moments):
@@ -95,26 +100,28 @@ def _cells(moment):
 
 
 class Panels(NamedTuple):
-    """Plotted curves, and the positions of their marker: columns [T], rows (top, bottom)."""
+    """Plotted curves, the columns [T] of their marker, and the boxes in which it is drawn."""
 
     image: Image.Image
     columns: np.ndarray
-    spans: list
+    boxes: list  # insides of the axes: left, top, right, bottom
 
     def paste(self, image, corner, t):
         """Paste the panels into a picture, with the marker at time t."""
         image.paste(self.image, corner)
         column, pen = corner[0] + self.columns[t], ImageDraw.Draw(image)
-        for top, bottom in self.spans:
+        for _, top, _, bottom in self.boxes:
             pen.rectangle((column - 1, corner[1] + top, column, corner[1] + bottom), "black")
 
 
-def _moments(panels, episode):
-    """Yields each frame of the film: a picture next to the panels and their marker."""
+def _moments(panels, episode, moving):
+    """Yields each frame of the film: a picture next to the panels, their marker and the Window."""
     image = Image.new("RGB", (HEIGHT + WIDTH, HEIGHT))
     for t, frame in zip(steps(len(panels.columns)), episode.frames, strict=True):
         image.paste(Image.fromarray(frame).resize((HEIGHT, HEIGHT)), (0, 0))
         panels.paste(image, (HEIGHT, 0), t)
+        if moving:
+            moving.paste(image, (HEIGHT, 0), t)
         yield np.asarray(image)
 
 
@@ -128,36 +135,46 @@ def draw_panels(size, title, count, length, draw):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         figure.suptitle(title, fontsize="medium")
-        axes = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+        axes = figure.subplots(count, squeeze=False)[:, 0]
         draw(axes)
         canvas.draw()
         times = np.arange(length)
         places = axes[0].transData.transform(np.stack([times, 0 * times], 1))
-        boxes = [ax.get_window_extent() for ax in axes]
+        found = [ax.get_window_extent() for ax in axes]
     image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-    spans = [(round(size[1] - box.y1), round(size[1] - box.y0)) for box in boxes]
-    return Panels(image.convert("RGB"), places[:, 0].round().astype(int), spans)
+    boxes = [(round(box.x0) + 1, round(size[1] - box.y1), round(box.x1), round(size[1] - box.y0))
+             for box in found]
+    return Panels(image.convert("RGB"), places[:, 0].round().astype(int), boxes)
 
 
-def _draw(axes, episode):
+def share_steps(axes, length):
+    """Give axes above each other one range of steps, with labels below the last one."""
+    for ax in axes:
+        ax.set_xlim(0, max(1, length - 1))
+        ax.tick_params(labelbottom=ax is axes[-1])
+    axes[-1].set_xlabel("step of the episode")
+
+
+def _draw(axes, episode, lines, moves):
     reward, value, policy = axes
-    times = np.arange(len(episode.rewards))
+    times, nothing = np.arange(len(episode.rewards)), []
     reward.fill_between(times, episode.rewards, step="mid", color=BLUE, alpha=0.3, lw=0)
     reward.plot(times, episode.rewards, lw=1.5, color=BLUE, drawstyle="steps-mid")
     value.plot(times, episode.values, lw=2, color=VERMILION)
-    for index, means in enumerate(episode.policy.T):
-        turn, colour = divmod(index, len(SEED_COLOURS))
-        style, colour = SEED_STYLES[turn % len(SEED_STYLES)], SEED_COLOURS[colour]
-        policy.plot(times, means, style, lw=1.5, color=colour, label=f"{index}")
-        if episode.actions is not None:
-            policy.plot(times, episode.actions[:, index], ".", ms=3, color=colour)
-    title = "action entries: mean (line), sampled (dots)"
-    if episode.actions is None:
-        title = "probability of each action"
-        policy.set_ylim(-0.04, 1.04)
+    for line in lines:  # a Window draws those that move
+        policy.plot(*(nothing, nothing) if moves else (times, line.values), lw=1.5,
+                    color=line.colour, label=line.label)
+        if line.taken is not None and not moves:
+            policy.plot(times, line.taken, ".", ms=5, color=line.colour)
+    bounds, ticks = window.limits(episode.actions is None)
+    title = "actions: mean (line), sampled (dots)" if lines[0].taken is not None else (
+        "probability of each action")
+    title += f", last {window.STEPS} steps" if moves else ""
+    policy.set(ylim=bounds, yticks=ticks)
     for ax, words in zip(axes, ("reward", "value estimate", title)):
         ax.set_title(words, loc="left")
     policy.legend(loc="center left", bbox_to_anchor=(1, 0.5), borderpad=0, labelspacing=0,
-                  handlelength=0.8, columnspacing=0.7,
-                  ncols=math.ceil(episode.policy.shape[1] / LEGEND_ROWS))
-    policy.set(xlabel="step of the episode", xlim=(0, max(1, len(times) - 1)))
+                  handlelength=0.8)
+    share_steps(axes[: 2 if moves else 3], len(times))
+    if moves:
+        policy.set(xlim=(0, 1), xticks=[])

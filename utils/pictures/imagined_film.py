@@ -71,4 +71,4 @@ def _draw(axes, curves, length):
         ax.plot(imagined, lw=2, ls="--", color=VERMILION, label="imagined")
         ax.set_title(name, loc="left")
     axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), borderpad=0, handlelength=1)
-    axes[-1].set(xlabel="step of the episode", xlim=(0, max(1, length - 1)))
+    film.share_steps(axes, length)

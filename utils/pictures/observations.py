@@ -1,4 +1,4 @@
-"""Observations as pictures: names of their entries, and the world drawn from an observation alone.
+"""Observations as pictures: the world drawn from an observation alone.
 
 This draws imagined observations like real ones. If an observation does not determine the state of
 the world, the observation itself is drawn.
@@ -12,19 +12,6 @@ from PIL import Image, ImageColor
 from utils.pictures.drawings import GROUND, MINATAR, SIZE, draw, draw_seen
 from utils.run.curves import SEED_COLOURS, VERMILION
 
-ENTRIES = {
-    "CartPole-v1": ("cart position, m", "cart velocity, m/s", "pole angle, rad",
-                    "pole velocity, rad/s"),
-    "Pendulum-v1": ("cos of the angle", "sin of the angle", "velocity, rad/s"),
-    "Acrobot-v1": ("cos of angle 1", "sin of angle 1", "cos of angle 2", "sin of angle 2",
-                   "velocity 1, rad/s", "velocity 2, rad/s"),
-    "MountainCar-v0": ("position", "velocity, per step"),
-    "MountainCarContinuous-v0": ("position", "velocity, per step"),
-    "FourRooms-misc": ("row", "column", "row of the goal", "column of the goal"),
-    "PointRobot-misc": ("x", "y", "last reward", "last move, x", "last move, y", "time, steps"),
-    "Reacher-misc": ("cos of angle 1", "cos of angle 2", "sin of angle 1", "sin of angle 2",
-                     "velocity 1", "velocity 2", "goal, x", "goal, y"),
-}
 # The parts of Gymnax's state that a drawing needs, computed from the observation.
 STATES = {
     "CartPole-v1": lambda x: {"x": x[0], "theta": x[2]},
@@ -41,17 +28,14 @@ STATES = {
 }
 
 
-def entries(env):
-    """The name of each entry of a vector, with its unit if it has one."""
-    return ENTRIES.get(env.name) or [f"entry {number}" for number in range(env.x_shape[0])]
+def scene(env, x, axis=None):
+    """Draw the world from an observation: x [X] -> uint8 [SIZE, SIZE, 3]
 
-
-def scene(env, x):
-    """Draw the world from an observation: x [X] -> uint8 [SIZE, SIZE, 3]"""
+    `axis` is that of `bar_axis`, if the observation itself is drawn."""
     if env.is_image:
         return enlarged(coloured(env, x), SIZE)
     if env.name not in STATES:
-        return draw_seen(env, x)
+        return draw_seen(env, x, axis)
     return draw(env, SimpleNamespace(**STATES[env.name](np.asarray(x, float))), x)
 
 
