@@ -1,6 +1,7 @@
 """docs/mistakes.md: its entries fit dreamer.py, and the suite finds every one of them."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests import pages
 from utils import mistakes as command
 from utils.course import catalogue, mistakes
 from utils.study import runs
@@ -213,6 +215,15 @@ def test_a_wrong_flag_or_name_gets_one_line_and_status_2(flags, words, capsys):
 def test_the_list_names_every_mistake(capsys):
     assert command.main([]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(KNOWN)
+
+
+def test_the_mistake_that_the_pages_say_to_train_with_first_fails_soon():
+    curves = json.loads(command.CURVES.read_text(encoding="utf-8"))
+    names = set(re.findall(r"python -m utils\.mistakes ([a-z][a-z-]+) --steps", pages.text()))
+    assert names, "no page says how to train with a mistake"
+    for name in names:
+        soon = [value for step, value in curves[name]["curve"] if step > 1000]
+        assert max(soon) < 0.1 * curves["full"]["curve"][-1][1], name
 
 
 def test_a_program_that_was_changed_since_gets_one_line(monkeypatch, tmp_path, capsys):
