@@ -257,11 +257,11 @@ def _calibration(ax, calibration):
     some = calibration.rows > 0
     sizes = 15 + 25 * np.log10(calibration.rows[some])
     ax.scatter(calibration.predicted[some], calibration.happened[some], sizes, color=VERMILION,
-               zorder=3, label="rows, in ten bins")
+               zorder=3, label="in ten bins")
     ax.set_title("does the world continue?", fontsize="small", loc="left")
     ax.set(xlabel="predicted probability", ylabel="share that continued",
            xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
-    ax.legend(fontsize="small", loc="lower right")
+    ax.legend(fontsize="small", loc="best", handlelength=1.2, borderpad=0)
 
 
 # ------------------------------------------------------------------------------------------------
