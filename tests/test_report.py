@@ -25,7 +25,7 @@ from tests.test_commands import _run_of
 from utils import report
 from utils.agent import Agent
 from utils.core.machine import machine
-from utils.pictures import page, studies
+from utils.pictures import figures, page, studies
 from utils.pictures.page import CAPTIONS
 from utils.run import arrays
 
@@ -147,6 +147,12 @@ def test_all_seven_figures_are_made_and_large_enough_for_half_the_size(lesson):
             assert picture.n_frames > 5 if name == "dream.gif" else True
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert text.count("data:image/") == len(pictures) and "Left out" not in text
+
+
+def test_the_small_text_of_a_figure_is_10_pixels_high_on_a_phone():
+    inches = 13 * 0.833 / 72  # of the style's font size, "small"
+    picture = 360 - 2 * (8 + 8 + 8)  # pixels, without the paddings of page, section and picture
+    assert round(inches * picture / figures.WIDTH) >= 10
 
 
 class Checked(HTMLParser):

@@ -109,8 +109,8 @@ def _returns(ax, metrics, scores, solved, last):
 def _learning_panels(metrics, learning):
     """[(title, [(steps, values, label), ...]), ...] of the logged metrics."""
     logged = {name: series(metrics, name) for row in metrics for name in row}
-    wanted = {f"{LOSSES.get(name, name)} loss".replace(" rows loss", " rows"):
-              {f"losses/{name}": ""} for name in trained_losses(metrics, vars(learning))}
+    wanted = {_loss_title(LOSSES.get(name, name)): {f"losses/{name}": ""}
+              for name in trained_losses(metrics, vars(learning))}
     wanted["latents' entropy, nats"] = {
         "latents/prior_entropy": "prior", "latents/posterior_entropy": "posterior"}
     if learning.beta_actor:
@@ -123,6 +123,10 @@ def _learning_panels(metrics, learning):
         ratio = [value / learning.free_bits for value in values]
         panels.append(("dynamics loss / free bits", [(steps, ratio, "")]))
     return [(title, curves) for title, curves in panels if curves]
+
+
+def _loss_title(name):
+    return name if " " in name else f"{name} loss"  # there is little room
 
 
 # ------------------------------------------------------------------------------------------------
