@@ -125,15 +125,15 @@ def test_whatever_a_function_does_it_is_graded_and_no_other_with_it(submitted, t
     })
     found, results = graded(submitted, "--limit", "6")
     scores = {name: test["score"] for name, test in found.items()}
-    assert scores == {"one": 0.5, "two": 0.0, "three": 0.0, "four": 0.0, "five": 1.0, "six": 0.5,
+    assert scores == {"one": 0.5, "two": 0.0, "three": 0.0, "four": 0.0, "five": 1.0, "six": 0.0,
                       "seven": 1.0, "eight": 0.0}
-    assert results["score"] == 3.0
+    assert results["score"] == 2.5
     said = {name: test["output"] for name, test in found.items()}
     assert said["one"].startswith("one is a whole number: assert False")
     assert said["two"] == "exited with status 0 before all tests finished"
     assert said["three"].startswith("three is 3 (0): SystemExit: 0")
     assert said["four"] == "no result within 6 s"
-    assert said["six"].startswith("six is 6 (0): ")
+    assert said["six"] == f"the tests were tampered with: {tests} was changed"
     assert max(len(line) for line in said["eight"].splitlines()) < 300
     assert said["eight"].startswith("eight is 8 (0): ")
     assert not _runs(int(pid.read_text()))
@@ -163,6 +163,55 @@ def test_tests_and_settings_of_the_submission_do_not_count(submitted):
     (submitted / "pytest.py").write_text("")
     found, _ = graded(submitted, "--only", "five")
     assert found["five"]["score"] == 0.5 and found["five"]["output"].startswith("five is 5 (0): ")
+
+
+@pytest.mark.parametrize("lines", [
+    "from _pytest.python import Function\nFunction.runtest = lambda self: None",
+    "import numpy.testing\nnumpy.testing.assert_allclose = lambda *_: None",
+    "import pytest, contextlib\npytest.raises = lambda _: contextlib.suppress(Exception)",
+])
+def test_a_submission_that_lets_tests_pass_whatever_they_find_has_no_points(lines, submitted):
+    rewritten(submitted, {"five": "return 4"})
+    with open(submitted / "dreamer.py", "a", encoding="utf-8") as file:
+        file.write(f"\n\n{lines}\n")
+    found, _ = graded(submitted, "--only", "five")
+    assert (found["five"]["score"], found["five"]["output"]) == (
+        0.0, "the tests were tampered with: a test that must fail passed")
+
+
+def test_a_function_that_lets_later_tests_pass_has_no_points(submitted):
+    rewritten(submitted, {"five": "from _pytest.python import Function; "
+                                  "Function.runtest = lambda self: None; return 4"})
+    found, _ = graded(submitted, "--only", "five")
+    assert found["five"]["output"].endswith("a test that must fail passed")
+
+
+def test_a_submission_that_changes_the_tests_when_it_is_imported_has_no_points(submitted):
+    other = catalogue.ROOT / "tests" / "test_other.py"  # collected after it is imported
+    text = (other.parent / "test_numbers.py").read_text(encoding="utf-8")
+    other.write_text(text.replace("_is_", "_was_"), encoding="utf-8")
+    rewritten(submitted, {"five": "return 4"})
+    with open(submitted / "dreamer.py", "a", encoding="utf-8") as file:
+        file.write("\n\nfrom pathlib import Path\npath = Path('tests/test_other.py')\n"
+                   "path.write_text(path.read_text().replace('assert', 'assert True or'))\n")
+    found, _ = graded(submitted, "--only", "five")
+    assert (found["five"]["score"], found["five"]["output"]) == (
+        0.0, "the tests were tampered with: tests/test_other.py was changed")
+
+
+KILL = "import os, signal, time; os.kill(os.getppid(), signal.SIGKILL); time.sleep(9)"
+
+
+def test_a_submission_that_kills_its_parent_process_loses_its_points_and_no_more(submitted):
+    rewritten(submitted, {"five": f"{KILL}; return 5"})
+    found, results = graded(submitted, "--only", "four,five")
+    assert results["score"] == 1.0
+    assert found["five"]["output"] == "exited with status 137 before all tests finished"
+    with open(submitted / "dreamer.py", "a", encoding="utf-8") as file:
+        file.write(f"\n\n{KILL}\n")
+    found, results = graded(submitted, "--only", "four,five")
+    assert results["score"] == 0.0
+    assert found["four"]["output"] == "exited with status 137 before all tests finished"
 
 
 @pytest.mark.parametrize("text, words", [
@@ -220,8 +269,55 @@ def _ended_at(name, judged, task, *others):
     return judged(task, *others)
 
 
+@pytest.fixture
+def students(submitted):
+    """Three submissions beside each other: all solved, one task wrong, without the file."""
+    folders = {name: submitted.parent / "submissions" / name for name in ("ada", "bo", "cy")}
+    for folder in folders.values():
+        shutil.copytree(submitted, folder)
+    rewritten(folders["bo"], {"five": "return 4"})
+    (folders["cy"] / "dreamer.py").unlink()
+    return [str(folder) for folder in folders.values()]
+
+
+def test_a_class_is_graded_in_one_command_into_a_table_and_a_folder_for_each(students, capsys):
+    assert grade.main([*students, "--only", "five,six", "--csv", "grades.csv"]) == 0
+    assert Path("grades.csv").read_text(encoding="utf-8").splitlines() == [
+        "name,total,most,five,six", "ada,2,2,1,1", "bo,1,2,0.5,0.5", "cy,0,2,0,0"]
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["student", "points", "what", "failed"]
+    assert [row.split() for row in rows] == [
+        ["ada", "2", "of", "2"], ["bo", "1", "of", "2", "five,", "six"],
+        ["cy", "0", "of", "2", "dreamer.py", "is", "missing"]]
+    assert last == "written      results/*/results.json, grades.csv"
+    scores = {path.parent.name: json.loads(path.read_text(encoding="utf-8"))["score"]
+              for path in Path("results").glob("*/results.json")}
+    assert scores == {"ada": 2.0, "bo": 1.0, "cy": 0.0}
+    assert not os.path.exists("results.json")
+
+
+def test_a_single_submission_has_a_table_too_and_its_results_where_they_were(students):
+    assert grade.main([students[2], "--only", "five", "--csv", "grades.csv"]) == 0
+    assert Path("grades.csv").read_text(encoding="utf-8") == "name,total,most,five\ncy,0,1,0\n"
+    assert os.path.exists("results.json") and not os.path.exists("results")
+
+
+def test_the_grades_of_a_class_so_far_are_kept_when_the_grading_is_ended(students, monkeypatch):
+    monkeypatch.setattr(grade, "judged", partial(_ended_at, "six", grade.judged))
+    flags = ["--only", "five,six", "--csv", "grades.csv", "--results", "all"]
+    assert grade.main([*students[2:], *students[:2], *flags]) == 130
+    assert Path("grades.csv").read_text(encoding="utf-8") == "name,total,most,five,six\n"
+    results = json.loads(Path("all/cy/results.json").read_text(encoding="utf-8"))
+    assert [test["output"] for test in results["tests"]] == ["dreamer.py is missing", "not reached"]
+
+
 @pytest.mark.parametrize("flags, words", [
     ([], ["required: DIR"]),
+    (["submitted", "submited"], ["submited: no such folder", "did you mean 'submitted'?"]),
+    (["submitted", "submitted/dreamer.py"], ["dreamer.py: expected a folder, found a file"]),
+    (["submitted", "course/../submitted"], ["has the same name as submitted"]),
+    (["submitted", "--csv", "nowhere/grades.csv"], ["nowhere/grades.csv: no such folder"]),
+    (["submitted", "--csv", "submitted"], ["submitted: expected a file, found a folder"]),
     (["submited"], ["submited: no such folder", "did you mean 'submitted'?"]),
     (["submitted", "--week", "7"], ["--week", "choice: 7"]),
     (["submitted", "--week", "6"], ["--week 6", "marked by hand"]),

@@ -1,53 +1,33 @@
-"""Grades a submission: runs the tests of an assignment against its dreamer.py, task by task.
+"""Grades submissions: runs the tests of an assignment against their dreamer.py, task by task.
 
     python -m utils.grade DIR --week 3
+    python -m utils.grade submissions/* --week 3 --csv grades.csv
 
-Tests and all other files are those of this project. Each task runs in its own process and its own
-copy. This protects the grades from mistakes, not the machine from malice: the students' code runs
-with the grader's permissions.
+Tests and all other files are those of this project. Each task runs in processes and a copy of its
+own. Tests that must fail, and files that must not change, reveal simple attempts to tamper with the
+tests. This protects the grades from mistakes, not from malice: the students' code runs with the
+grader's permissions. Grade strangers in a container.
 """
 
+import csv
+import io
 import json
-import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 from utils import handout
 from utils.core import cli
 from utils.core.config import ConfigError, nearest
-from utils.course import catalogue
+from utils.course import catalogue, trial
 from utils.run import files
 
 RESULTS = "results.json"
-LONGEST = 200  # maximum characters of a test's message
-
-
-class Case(NamedTuple):
-    """One run of a test."""
-
-    test: str
-    case: str  # the text in brackets after its name, or ""
-    message: str  # why it failed, "" if it passed
-
-
-class Ran(NamedTuple):
-    """The outcome of one call of pytest."""
-
-    cases: list
-    lost: str  # why there is no report, "" if there is one
-
-    def fault(self):
-        """The first error, "" if there was none."""
-        return self.lost or next((case.message for case in self.cases if case.message), "")
+CLASS = Path("results")  # of several submissions, a folder for each
 
 
 class Grade(NamedTuple):
@@ -65,41 +45,108 @@ def main(argv=None):
         tasks = handout.chosen(flags, catalogue.functions())
         if not tasks:
             raise ConfigError(f"--week {flags.week}: has no automatic tests, it is marked by hand")
-        _check(flags.submission)
-        flags.results.mkdir(parents=True, exist_ok=True)
+        folders = _folders(flags)
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        if flags.csv:
+            _check_file(flags.csv)
+            _write_table(flags.csv, tasks, {})
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.grade")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    began, grades = time.monotonic(), []
-    print(f"{'task':24}{'points':>14}  what failed")
     try:
-        for one in grade(flags.submission, tasks, flags.limit):
-            grades.append(one)
-            print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
-            # written after each task, so that an interruption keeps the grades so far
-            rest = [Grade(task, 0.0, ["not reached"]) for task in tasks[len(grades):]]
-            text = json.dumps(gradescope(grades + rest, time.monotonic() - began), indent=1,
-                              ensure_ascii=False)
-            files.replace(flags.results / RESULTS, (text + "\n").encode())
-        most = sum(task.points for task in tasks)
-        print(_row("total", sum(one.points for one in grades), most, []))
+        _grade_all(folders, tasks, flags)
     except OSError as error:
         return cli.complain(error, "utils.grade")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(f"written      {flags.results / RESULTS}")
     return 0
 
 
-def _check(folder):
-    """Check that the folder exists; its content is graded, whatever it is.
+def _folders(flags):
+    """{submission: the folder of its results}. The submissions exist; their content is graded.
 
     Raises: ConfigError."""
+    several, names = len(flags.submissions) > 1, {}
+    for folder in flags.submissions:
+        _check(folder)
+        name = folder.resolve().name
+        if name in names:
+            raise ConfigError(f"{folder}: has the same name as {names[name]}")
+        names[name] = folder
+    results = flags.results or (CLASS if several else Path())
+    return {folder: results / name if several else results for name, folder in names.items()}
+
+
+def _check(folder):
+    """Check that the folder of a submission exists. Raises: ConfigError."""
     if folder.is_file():
         raise ConfigError(f"{folder}: expected a folder, found a file")
     if not folder.is_dir():
         siblings = [path.name for path in folder.parent.glob("*") if path.is_dir()]
         raise ConfigError(f"{folder}: no such folder{nearest(folder.name, siblings)}")
+
+
+def _check_file(path):
+    """Check that a file can be where this path leads. Raises: ConfigError."""
+    if path.is_dir():
+        raise ConfigError(f"--csv: {path}: expected a file, found a folder")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--csv: {path}: no such folder")
+
+
+def _grade_all(folders, tasks, flags):
+    """Grade submissions, print a line for each, or for each task of a single one; write files."""
+    several, table, most = len(folders) > 1, {}, sum(task.points for task in tasks)
+    print(f"{'student' if several else 'task':24}{'points':>14}  what failed")
+    for submission, folder in folders.items():
+        grades = []
+        for one in _saved(submission, tasks, flags.limit, folder / RESULTS):
+            grades.append(one)
+            if not several:
+                print(_row(one.task.name, one.points, one.task.points, one.failed), flush=True)
+        total, name = sum(one.points for one in grades), submission.resolve().name
+        print(_row(name, total, most, _summary(grades)) if several else
+              _row("total", total, most, []), flush=True)
+        table[name] = grades
+        if flags.csv:
+            _write_table(flags.csv, tasks, table)
+    first = next(iter(folders.values()))
+    print(f"written      {first.parent / '*' / RESULTS if several else first / RESULTS}"
+          f"{f', {flags.csv}' if flags.csv else ''}")
+
+
+def _saved(submission, tasks, limit, path):
+    """Yields the Grade of each task, and saves all of them so far: an interruption keeps them."""
+    began, grades = time.monotonic(), []
+    for one in grade(submission, tasks, limit):
+        grades.append(one)
+        rest = [Grade(task, 0.0, ["not reached"]) for task in tasks[len(grades):]]
+        text = json.dumps(gradescope(grades + rest, time.monotonic() - began), indent=1,
+                          ensure_ascii=False)
+        files.replace(path, (text + "\n").encode())
+        yield one
+
+
+def _summary(grades):
+    """In a list: the tasks that lost points, or the reason if all of them have the same."""
+    failed = [one for one in grades if one.failed]
+    reasons = {one.failed[0] for one in failed}
+    if len(failed) == len(grades) and len(reasons) == 1:
+        return [*reasons]
+    return [", ".join(one.task.name for one in failed)] if failed else []
+
+
+def _write_table(path, tasks, table):
+    """Write {student: Grades} as CSV: name, total, most, and the points of each task."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["name", "total", "most", *(task.name for task in tasks)])
+    for name, grades in table.items():
+        points = [one.points for one in grades]
+        most = sum(task.points for task in tasks)
+        rows.writerow([name, *(f"{number:g}" for number in (sum(points), most, *points))])
+    files.replace(path, text.getvalue().encode())
 
 
 def _missing(submission):
@@ -126,74 +173,15 @@ def grade(submission, tasks, limit):
         if not fault:
             shutil.copyfile(submission / catalogue.TASKS, whole / catalogue.TASKS)
             everything = {test.path for test in all_tests}
-            fault = run(whole, ["--collect-only", *sorted(everything)], limit).fault()
+            fault = trial.collect(whole, sorted(everything), limit).fault()
         for task in tasks:
             tests = catalogue.of(task, all_tests)
-            files = sorted({test.path for test in tests})
-            ran = Ran([], fault) if fault else run(whole, ["-m", task.marker, *files], limit)
+            paths = sorted({test.path for test in tests})
+            ran = trial.Ran([], fault) if fault else trial.test(whole, task, paths, limit)
             found = judged(task, tests, ran, wrong)
             if found.failed:
                 wrong.append(task)
             yield found
-
-
-def run(whole, arguments, limit):
-    """Run pytest in a copy of a folder, in a process group killed after `limit` seconds."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        room, report = Path(folder) / "room", Path(folder) / "report.xml"
-        shutil.copytree(whole, room)
-        command = [sys.executable, "-m", "pytest", "--capture=no", "-p", "no:cacheprovider",
-                   f"--junitxml={report}", *arguments]
-        own = {name: value for name, value in os.environ.items()
-               if name not in ("PYTEST_ADDOPTS", "PYTHONPATH")}
-        process = subprocess.Popen(
-            command, cwd=room, start_new_session=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1",
-                       "JAX_TRACEBACK_FILTERING": "off"})  # else jax adds a note to tracebacks
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            return Ran([], f"no result within {limit:g} s")
-        finally:
-            _end(process)
-        cases = _cases(report)
-        lost = f"exited with status {status} before all tests finished" if cases is None else ""
-        return Ran(cases or [], lost)
-
-
-def _end(process):
-    """Kill a process and, where process groups exist, everything it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-    process.wait()
-
-
-def _cases(report):
-    """[Case] of a report in JUnit's format, None if it cannot be read."""
-    try:
-        found = ElementTree.parse(report).getroot()
-    except (OSError, ElementTree.ParseError):
-        return None
-    cases = []
-    for one in found.iter("testcase"):
-        problem = next((part for part in one if part.tag in ("failure", "error", "skipped")), None)
-        name, _, case = one.get("name", "").partition("[")
-        message = "" if problem is None else _message(problem)
-        cases.append(Case(name, case.removesuffix("]"), message))
-    return cases
-
-
-def _message(problem):
-    """The failure in one line: the message, or the error of an import and its line."""
-    text = problem.get("message") or ""
-    if text in ("collection failure", "internal error"):
-        lines = (problem.text or text).splitlines()
-        text = lines[-1].removeprefix("E ")  # pytest's prefix of errors
-        if places := re.findall(rf'{re.escape(catalogue.TASKS)}(?:", line |:)(\d+)', problem.text):
-            text += f" ({catalogue.TASKS}, line {places[-1]})"
-    line = " ".join(text.split()) or "failed"
-    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
 
 
 def judged(task, tests, ran, wrong):
@@ -239,13 +227,16 @@ def _row(name, points, most, failed):
 def _flags(argv):
     parser = cli.Parser("python -m utils.grade", description=__doc__.splitlines()[0],
                         allow_abbrev=False)
-    parser.add_argument("submission", metavar="DIR", type=Path,
+    parser.add_argument("submissions", metavar="DIR", type=Path, nargs="+",
                         help=f"folder of a submission; only its {catalogue.TASKS} counts")
     handout.add_flags(parser)
     parser.add_argument("--limit", metavar="SECONDS", type=float, default=60.0,
                         help="time limit for the tests of one task (default: 60)")
-    parser.add_argument("--results", metavar="DIR", type=Path, default=Path(),
-                        help=f"folder of {RESULTS}, for Gradescope (default: the current one)")
+    parser.add_argument("--results", metavar="DIR", type=Path,
+                        help=f"folder of {RESULTS}, for Gradescope (default: the current one); of "
+                        f"several submissions DIR/NAME (default: {CLASS}/NAME)")
+    parser.add_argument("--csv", metavar="FILE", type=Path,
+                        help="also write a table with a row for each submission")
     flags = parser.parse_args(argv)
     if not flags.limit > 0:
         parser.error(f"--limit: expected a number of seconds more than 0, found {flags.limit:g}")
