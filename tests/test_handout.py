@@ -136,6 +136,32 @@ def test_the_pages_of_a_copy_lead_to_what_is_there(weeks):
                 assert ((copy / page).parent / path).exists(), (page, path)
 
 
+def test_no_page_of_a_copy_speaks_of_tests_that_stayed_behind_or_counts_lines_that_are_gone(weeks):
+    for copy in weeks.values():
+        for page in copy.rglob("*.md"):
+            text = page.read_text(encoding="utf-8")
+            assert "pytest -m slow" not in text, page
+            named = set(re.findall(r"\btests[/.](test_\w+)", text))
+            assert named <= {path.stem for path in copy.glob("tests/*.py")}, page
+        readme = (copy / "README.md").read_text(encoding="utf-8")
+        told = re.findall(r"^\| `([\w.]+)` \| (\d+) \|", readme, re.M)
+        assert len(told) == 4
+        for name, count in told:
+            assert abs(len((copy / name).read_text("utf-8").splitlines()) - int(count)) <= 5, name
+
+
+@pytest.mark.parametrize("week, name", [(5, "rollout"), (None, "symexp")])
+def test_a_run_of_an_unfinished_copy_ends_with_one_line_that_says_what_to_write(
+        week, name, weeks, tmp_path):
+    copy = weeks.get(week, tmp_path / "copy")
+    if week is None:
+        assert handout.main(["--only", name, "--out", str(copy)]) == 0
+    done = subprocess.run(
+        [sys.executable, "dreamer.py", "--preset", "debug", "--logdir", str(tmp_path / "run")],
+        cwd=copy, text=True, capture_output=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.stderr == f"dreamer.py: not written yet: {name}\n" and done.returncode == 2
+
+
 def test_the_tools_of_teachers_and_the_history_stay_behind_and_nothing_else_is_changed(weeks):
     for copy in weeks.values():
         found, ours = files(copy), {"ASSIGNMENT.md", "dreamer.py", "tests/weeks.json",

@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from utils.core import cli
@@ -35,12 +36,27 @@ import sys
 print(f"{__spec__.name}: left out of this copy, because it contains solutions", file=sys.stderr)
 sys.exit(2)
 '''
-PAGES = ("README.md", *(f"docs/{name}.md" for name in (
+PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in (
     "differences", "environments", "equations", "imagination", "reading", "results", "running",
     "speed", "speed_trials")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
+COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md
 ASSIGNMENT = "ASSIGNMENT.md"
+# The end of dreamer.py, and that of a copy in which something is to be written.
+START = """\
+    sys.exit(main(began=STARTED))
+"""
+START_UNWRITTEN = """\
+    try:
+        sys.exit(main(began=STARTED))
+    except NotImplementedError as error:
+        import traceback
 
+        if not str(error).endswith("see the docstring"):
+            raise
+        name = traceback.extract_tb(error.__traceback__)[-1].name
+        sys.exit(cli.complain(ValueError(f"not written yet: {name}")))
+"""
 
 WEEKS = catalogue.weeks()
 
@@ -108,6 +124,7 @@ def write(out, tasks, blank, week):
         for path in {task.path for task in blank}:
             text = (copy / path).read_text(encoding="utf-8")
             text = catalogue.blanked(text, [task for task in blank if task.path == path])
+            text = text.replace(START, START_UNWRITTEN)
             (copy / path).write_text(text, encoding="utf-8")
         for path, retold in RETELLING.items():
             if retold & {task.name for task in blank}:
@@ -115,12 +132,19 @@ def write(out, tasks, blank, week):
         for path in PAGES:
             text = (copy / path).read_text(encoding="utf-8")
             text = re.sub(r"\n{3,}", "\n\n", FOR_TEACHERS.sub("", text))
-            (copy / path).write_text(catalogue.linked(text, copy), encoding="utf-8")
+            text = COUNTED.sub(partial(_count, copy), catalogue.linked(text, copy))
+            (copy / path).write_text(text, encoding="utf-8")
         text = assignment(tasks, catalogue.functions(copy), week)
         (copy / ASSIGNMENT).write_text(text, encoding="utf-8")
         if out.exists():
             out.rmdir()
         copy.rename(out)
+
+
+def _count(copy, match):
+    """The same cell of a table, with the number of lines of the copy's file, rounded to tens."""
+    lines = len((copy / match[1]).read_text(encoding="utf-8").splitlines())
+    return f"| `{match[1]}` | {round(lines, -1)} |"
 
 
 def copy_project(out):

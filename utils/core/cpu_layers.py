@@ -4,7 +4,7 @@ XLA compiles some plain forms badly for a CPU: it copies weights at every step o
 convolutions take many times as long as matrix products, and the activations of all imagined states
 at once do not fit the cache. The layers here compute the same numbers from the same weights; only
 the order of sums differs. On a CPU, `swap_in` replaces the plain layers when the networks are
-assembled. tests/test_cpu_layers.py compares values and gradients. docs/speed.md has the
+assembled. A test compares values and gradients. docs/speed.md has the
 measurements, all with jax 0.10.2.
 """
 

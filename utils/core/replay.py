@@ -1,8 +1,8 @@
 """A replay buffer on the device: one ring of rows per environment, sampled in sequences.
 
 The buffer is a pytree of arrays [E, C, ...] (E environments, C rows each), written, read and
-refreshed inside compiled loops. XLA updates it in place and never copies it (tests/test_replay.py
-checks this by the temporary memory of the compiled program).
+refreshed inside compiled loops. XLA updates it in place and never copies it (a test checks this by
+the temporary memory of the compiled program).
 """
 
 from typing import Any, NamedTuple
