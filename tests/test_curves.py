@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from utils.core.config import load
+from utils.core.settings import Config
 from utils.pictures.figures import learning
 from utils.run import curves
 from utils.study import charts
 
 pytestmark = pytest.mark.filterwarnings("error")
+DEFAULT = load(Path(__file__).parent.parent / "dreamer.yaml", Config)
 STEPS = np.arange(10, 110, 10)
 
 
@@ -177,32 +181,31 @@ ROW = {"step": 5, "charts/eval_return": 9.0, "charts/eval_interval": 1.0, "losse
        "losses/prediction": 2.0}
 
 
-def _saved(folder, learning):
-    """A run of one row with these settings."""
+def _saved(folder):
+    """A run of one row."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(f"learning: {json.dumps(learning)}\n", "utf-8")
     (folder / "metrics.jsonl").write_text(json.dumps(ROW) + "\n", "utf-8")
     (folder / "scores.jsonl").write_text('{"step": 4, "return": 8.0}\n', "utf-8")
     return folder
 
 
 def test_a_run_of_the_world_model_alone_has_no_returns_and_no_untrained_losses(tmp_path, figures):
-    none = {"beta_actor": 0, "beta_critic": 0, "beta_replay": 0}
-    runs = [_saved(tmp_path / f"seed-{n}", none) for n in (0, 1)]
-    curves.draw_run(runs[0], "Catch", 475)
+    settings = replace(DEFAULT.learning, beta_actor=0, beta_critic=0, beta_replay=0)
+    runs = [_saved(tmp_path / f"seed-{n}") for n in (0, 1)]
+    curves.draw_run(runs[0], "Catch", settings, 475)
     assert [ax.get_title() for ax in figures[0].axes] == ["prediction", "decoder"]
     assert "world model" in figures[0].get_suptitle()
-    curves.draw_seeds(tmp_path, "Catch", runs, 475)
+    curves.draw_seeds(tmp_path, "Catch", runs, settings, 475)
     ax = figures[1].axes[0]
     assert ax.get_ylabel() == "prediction loss" and not ax.get_title("right")
     figure = Figure()
-    learning(figure, [ROW], [], SimpleNamespace(learning=SimpleNamespace(**none, free_bits=0)), 475)
+    learning(figure, [ROW], [], SimpleNamespace(learning=settings), 475)
     assert [ax.get_title("left") for ax in figure.axes] == ["prediction loss", "decoder loss"]
 
 
 def test_losses_of_scale_zero_are_left_out_and_a_policy_keeps_its_returns(tmp_path, figures):
-    run = _saved(tmp_path / "run", {"beta_actor": 1, "beta_critic": 1, "beta_replay": 0})
-    curves.draw_run(run, "Catch", 475)
+    settings = replace(DEFAULT.learning, beta_replay=0)
+    curves.draw_run(_saved(tmp_path / "run"), "Catch", settings, 475)
     assert [ax.get_title() for ax in figures[0].axes] == [
         "", "prediction", "decoder", "critic", "actor"]
 

@@ -119,7 +119,7 @@ def _facts(run, config):
     steps = f"{metrics[-1]['step']:,} environment steps so far" if metrics else "nothing logged yet"
     scores = curves.series(metrics, "charts/score_return")[1]
     score = f", score {scores[-1]:.4g}" if scores else ""
-    if not curves.trains_policy(vars(config.learning)):
+    if not config.learning.trains_policy:
         score = ", the world model alone (its actions are random)"
     return (f"{run.resolve().name}: {steps}{score}. The figures use fresh episodes of the best "
             f"weights; in half of the environments each episode starts with up to "
@@ -143,7 +143,7 @@ def _learning(run, folder, config):
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
                                config=config, solved=SOLVED.get(config.run.env)))
     means = curves.series(metrics, "charts/eval_return")[1]
-    if not curves.trains_policy(vars(config.learning)):
+    if not config.learning.trains_policy:
         return Made((path,), "No policy is trained: only losses of the world model are shown.")
     return Made((path,), f"{len(scores)} training episodes"
                 + (f"; first evaluation {means[0]:.4g}, last {means[-1]:.4g}, best "

@@ -26,7 +26,6 @@ from utils.run.curves import (
     scale_steps,
     series,
     trained_losses,
-    trains_policy,
 )
 
 WIDTH = 4.8  # inches: on a phone of 360 pixels the text is 10 to 13 pixels high
@@ -77,7 +76,7 @@ def learning(figure, metrics, scores, config, solved):
 
     `metrics` and `scores` are rows of metrics.jsonl and scores.jsonl."""
     panels = _learning_panels(metrics, config.learning)
-    trained = trains_policy(vars(config.learning))
+    trained = config.learning.trains_policy
     last = last_step([[row["step"] for row in scores] if trained else [],
                       *(curve[0] for _, curves in panels for curve in curves)])
     grid = _grid(figure, [3.0] * trained + [1.9] * math.ceil(len(panels) / 2), 2)
@@ -110,7 +109,7 @@ def _learning_panels(metrics, learning):
     """[(title, [(steps, values, label), ...]), ...] of the logged metrics."""
     logged = {name: series(metrics, name) for row in metrics for name in row}
     wanted = {_loss_title(LOSSES.get(name, name)): {f"losses/{name}": ""}
-              for name in trained_losses(metrics, vars(learning))}
+              for name in trained_losses(metrics, learning)}
     wanted["latents' entropy, nats"] = {
         "latents/prior_entropy": "prior", "latents/posterior_entropy": "posterior"}
     if learning.beta_actor:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.core import config as configuration
-
 # Okabe and Ito's palette for colour-blind readers, without yellow, which is faint on white
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 VERMILION, SKY, PURPLE, GREY = "#D55E00", "#56B4E9", "#CC79A7", "#666666"
@@ -243,31 +241,20 @@ def last_step(series):
     return max([1, *(steps[-1] for steps in series if len(steps))])
 
 
-def draw_run(folder, title, solved=None):
+def draw_run(folder, title, learning, solved=None):
     """Plot learning_curve.png of a run folder from its metrics.jsonl and scores.jsonl.
 
-    A run without a policy gets no returns, and no run gets the losses of what is not trained."""
+    `learning` is the run's section of settings: a run without a policy gets no returns, and no run
+    gets the losses of what is not trained."""
     metrics, scores = (rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
-    learning = learning_settings(folder)
     train = ([row["step"] for row in scores], [row["return"] for row in scores])
     steps, means = series(metrics, "charts/eval_return")
     _, intervals = series(metrics, "charts/eval_interval")
-    if not trains_policy(learning):
+    if not learning.trains_policy:
         train, title = None, f"{title}: losses of the world model, no policy is trained"
     losses = {name: series(metrics, f"losses/{name}") for name in trained_losses(metrics, learning)}
     path = folder / PICTURE
     learning_curve(path, title, train, (steps, means, intervals), losses, solved)
-
-
-def learning_settings(folder):
-    """The section `learning` of a run's config.yaml as a dictionary; empty without one."""
-    path = folder / "config.yaml"
-    return configuration.read(path).get("learning") or {} if path.is_file() else {}
-
-
-def trains_policy(learning):
-    """Whether an actor or a critic is trained with these settings of `learning`."""
-    return any(learning.get(key, 1) for key in SCALES.values())
 
 
 def trained_losses(metrics, learning):
@@ -275,14 +262,14 @@ def trained_losses(metrics, learning):
     logged = {name.removeprefix("losses/") for row in metrics for name in row
               if name.startswith("losses/")}
     names = [*(name for name in LOSSES if name in logged), *sorted(logged - set(LOSSES))]
-    return [name for name in names if name not in SCALES or learning.get(SCALES[name], 1)]
+    return [name for name in names if name not in SCALES or getattr(learning, SCALES[name])]
 
 
-def draw_seeds(folder, env, runs, solved=None):
+def draw_seeds(folder, env, runs, learning, solved=None):
     """Plot learning_curve.png of a folder from its runs, one per seed: evaluations, or the
     prediction loss if no policy is trained."""
     name, words = "charts/eval_return", "evaluation return"
-    if runs and not trains_policy(learning_settings(runs[0])):
+    if not learning.trains_policy:
         name, words, solved = "losses/prediction", "prediction loss", None
     curves = [(run.name.removeprefix("seed-"), *series(rows(run / "metrics.jsonl"), name))
               for run in runs]

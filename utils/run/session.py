@@ -125,8 +125,8 @@ class Run:
         """Write the results of a finished run: the best weights, their score, the plot."""
         save(self.folder / "weights.npz", flatten(self.best))
         self.diary.end(score)
-        run = self.config.run
-        draw_run(self.folder, f"{run.env}, seed {run.seed}", self.env.solved)
+        run, learning = self.config.run, self.config.learning
+        draw_run(self.folder, f"{run.env}, seed {run.seed}", learning, self.env.solved)
 
     def resume_hint(self):
         """A line for the user: the last checkpoint and the command that resumes from it."""
@@ -303,7 +303,7 @@ class Session:
         config = self.runs[0].config
         if self.several:
             draw_seeds(self.folder, config.run.env, [run.folder for run in self.runs],
-                       self._env.solved)
+                       config.learning, self._env.solved)
         for line in self._summary():
             self._display.say(line)
 
