@@ -51,11 +51,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from utils.core import versions, xla
+from utils.core import start, xla
 
 STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
 if __name__ == "__main__":
-    versions.announce()
+    start.announce()
 xla.start_jax()
 
 import jax

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import dreamer
-from utils.core import versions
+from utils.core import start
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = str(ROOT / "dreamer.yaml")
@@ -181,9 +181,9 @@ def test_no_file_of_a_run_is_ever_overwritten(refuse, tmp_path, name):
 @pytest.mark.parametrize("found, words", [
     ((3, 10, 12), ["Python 3.11", "3.10.12"]), ((2, 7, 18), ["Python 3.11", "2.7.18"])])
 def test_an_old_python_is_refused_with_the_required_version(monkeypatch, capsys, found, words):
-    monkeypatch.setattr(versions.sys, "version_info", found)
+    monkeypatch.setattr(start.sys, "version_info", found)
     with pytest.raises(SystemExit) as stopped:
-        versions.check()
+        start.check()
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and line.count("\n") == 1
     assert all(word in line for word in words), line
@@ -191,22 +191,22 @@ def test_an_old_python_is_refused_with_the_required_version(monkeypatch, capsys,
 
 @pytest.mark.parametrize("package", ["jax", "flax", "optax", "gymnax"])
 def test_an_old_package_is_named_with_the_required_version(monkeypatch, capsys, package):
-    monkeypatch.setattr(versions, "OLDEST", versions.OLDEST | {package: (99, 1)})
+    monkeypatch.setattr(start, "OLDEST", start.OLDEST | {package: (99, 1)})
     with pytest.raises(SystemExit) as stopped:
-        versions.check()
+        start.check()
     line = capsys.readouterr().err
     assert stopped.value.code == 2 and line.count("\n") == 1
     assert f"{package} 99.1 or newer" in line and "requirements.txt" in line
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(versions, "OLDEST", {"no-such-package": (1,)})
-    assert "no-such-package is not installed" in versions.package_problem()
+    monkeypatch.setattr(start, "OLDEST", {"no-such-package": (1,)})
+    assert "no-such-package is not installed" in start.package_problem()
 
 
 def test_versions_are_compared_as_numbers():
-    assert versions.numbers("0.10.2") > versions.numbers("0.9.30")
-    assert versions.numbers("0.11.0.dev1") == (0, 11, 0)
+    assert start.numbers("0.10.2") > start.numbers("0.9.30")
+    assert start.numbers("0.11.0.dev1") == (0, 11, 0)
 
 
 def _run_program(folder, *command, path=""):
@@ -263,6 +263,6 @@ def test_an_old_python_is_refused_before_anything_is_imported(empty):
 
 
 @pytest.mark.parametrize("name", ["dreamer", "utils/__init__", "utils/core/__init__",
-                                  "utils/core/versions", "utils/core/xla"])
+                                  "utils/core/start", "utils/core/xla"])
 def test_an_old_python_can_parse_the_files_up_to_the_version_check(name):
     ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"), feature_version=(3, 7))

@@ -184,7 +184,7 @@ def test_a_record_that_was_edited_by_hand_is_noticed(checkpoints):
     _save(checkpoints, 1)
     path = checkpoints.folder / "0000000001.json"
     path.write_text(path.read_text().replace("of 1", "of 2"))
-    with pytest.raises(ValueError, match="contains no intact checkpoint"):
+    with pytest.raises(ValueError, match="has no intact checkpoint"):
         checkpoints.load(lambda line: None)
 
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_an_older_version_is_read_but_not_resumed(checkpoints, m
 
 
 def test_a_missing_checkpoint_is_reported(checkpoints):
-    with pytest.raises(ValueError, match="contains no checkpoint yet"):
+    with pytest.raises(ValueError, match="has no checkpoint to resume from"):
         checkpoints.load(_no_warning)
     assert checkpoints.last_step() is None
 

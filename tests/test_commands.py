@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,11 @@ from PIL import Image
 import dreamer
 import gymnax_wrappers
 from tests import pages
-from utils import evaluate, watch
+from utils import evaluate, report, watch
 from utils.agent import Agent
 from utils.core import config
 from utils.core.settings import Config
-from utils.run import arrays
+from utils.run import arrays, weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -128,6 +130,76 @@ def test_a_run_without_weights_or_with_others_gets_one_line(tool, run, tmp_path,
     said = capsys.readouterr().err
     assert "the array 'actor/out/bias' is float32[3], expected float32[2]" in said
     assert said.count("\n") == 1
+
+
+STRANGER = ("from pathlib import Path\n"
+            "Path('ran').touch()\n"
+            "from tests.fleet import Walk as Make\n")
+
+
+@pytest.fixture
+def strange(run, tmp_path, monkeypatch):
+    """A run whose config.yaml names code in the current folder, and that code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text(STRANGER)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    _rename_env(folder, "evil:Make")
+    yield folder
+    sys.modules.pop("evil", None)
+
+
+def _rename_env(folder, name):
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    (folder / "config.yaml").write_text(text.replace("CartPole-v1", f"'{name}'"), "utf-8")
+
+
+@pytest.mark.parametrize("name", ["evil:Make", "sys:exit", "os:abort", "signal:pause"])
+@pytest.mark.parametrize("tool", [evaluate.main, watch.main, report.main, dreamer.main])
+def test_opening_a_run_runs_no_code_that_only_its_files_name(tool, name, strange, capsys):
+    (strange / "config.yaml").write_text(
+        (strange / "config.yaml").read_text().replace("evil:Make", name))
+    assert tool(["--resume"] * (tool is dreamer.main) + [str(strange)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.endswith(f"add --env {name}\n")
+    assert not (strange.parent / "ran").exists() and {path.name for path in strange.iterdir()} <= {
+        "config.yaml", "weights.npz", "evaluations.jsonl", "episode-2.gif"}
+    with pytest.raises(ValueError, match="runs the code of"):
+        Agent(strange)
+
+
+def test_a_run_in_an_environment_of_its_own_is_opened_by_its_name(strange, capsys):
+    with pytest.raises(ValueError, match=r"the array|missing|belongs"):  # weights of CartPole
+        Agent(strange, env="evil:Make")
+    assert (strange.parent / "ran").exists()
+    assert evaluate.main([str(strange), "--env", "other:Make"]) == 2
+    assert "is a run in evil:Make, found --env other:Make" in capsys.readouterr().err
+
+
+def test_weights_of_another_run_are_refused_even_if_their_shapes_fit(run, tmp_path, capsys):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, seed in ((one, 3), (other, 4)):
+        folder.mkdir()
+        settings = config.load(run / "config.yaml", Config, sets=[f"run.seed={seed}"])
+        (folder / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
+        weights.save(folder, Agent(run).params, settings)
+    longer = config.load(one / "config.yaml", Config, sets=["run.steps=999999"])
+    (one / "config.yaml").write_text(config.dump(longer), encoding="utf-8")
+    assert Agent(one).config.run.steps == 999999  # as after --resume with more steps
+    shutil.copy(one / "weights.npz", other)
+    assert evaluate.main([str(other)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "belongs to another run" in said
+
+
+def test_an_evaluation_is_written_before_it_is_printed(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    before = (tmp_path / "run" / evaluate.EVALUATIONS).read_text().count("\n")
+    with mock.patch("builtins.print", side_effect=OSError(28, "No space left on device")):
+        with pytest.raises(OSError, match="space"):
+            evaluate.score(Agent(tmp_path / "run", ["run.eval_episodes=2"]), tmp_path / "run")
+    assert (tmp_path / "run" / evaluate.EVALUATIONS).read_text().count("\n") == before + 1
 
 
 @pytest.mark.parametrize("tool, flags, said", [

@@ -2,15 +2,20 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
 
 import gymnax_wrappers
-from utils.core import backend, cli, machine
+from utils.core import backend, cli, machine, start
 from utils.run import commands, files, signals
 
 
@@ -88,3 +93,71 @@ def test_an_error_inside_of_a_compiled_program_is_said_in_one_line():
     assert cli.reason(jax.errors.JaxRuntimeError(text)) == "ValueError: no camera"
     text = "RESOURCE_EXHAUSTED: Out of memory allocating 6 bytes.\nmore"
     assert cli.reason(jax.errors.JaxRuntimeError(text)) == text.splitlines()[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the shell closes streams")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_opened_so_that_no_file_takes_their_place(closed):
+    code = "import os, utils, sys; file = open(os.devnull); sys.exit(file.fileno() < 3)"
+    done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code],
+                          cwd=machine.ROOT, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("program, handler", [
+    (["dreamer.py"], signal.SIG_DFL), (["-m", "utils.watch"], signal.SIG_DFL),
+    (["mine.py"], signal.default_int_handler), (["-m", "my.utils"], signal.default_int_handler)])
+def test_ctrl_c_ends_the_imports_of_our_programs_at_once_and_not_those_of_others(program, handler):
+    with mock.patch.object(sys, "orig_argv", [sys.executable, *program]):
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            start.begin()
+            assert signal.getsignal(signal.SIGINT) == handler
+            start.heed_interrupts()
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _said_to_a_full_pipe(*_):
+    time.sleep(60)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_second_signal_ends_a_process_whose_output_is_a_full_pipe():
+    code = ("import signal, time; from utils.run import signals; from tests import test_machines;"
+            "signals.PATIENCE = .1; stop = test_machines._said_to_a_full_pipe\n"
+            "with signals.Stop(stop, stop) as running:\n"
+            "    signal.raise_signal(signal.SIGINT)\n"
+            "    while not running.received: time.sleep(.01)\n"
+            "    signal.raise_signal(signal.SIGTERM)\n"
+            "    time.sleep(60)")
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=machine.ROOT, timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM and time.monotonic() - began < 30
+
+
+def test_a_damaged_program_in_the_cache_is_compiled_once_and_written_again(tmp_path):
+    code = ("import jax, sys; from utils.core import backend, config; import dreamer\n"
+            "settings = config.load('dreamer.yaml', dreamer.Config)\n"
+            "backend.set_up(settings)\n"
+            "jax.jit(lambda x: x * 2 + 1)(3.0).block_until_ready()")
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    run = partial(subprocess.run, command, cwd=machine.ROOT, env=env, check=True, text=True,
+                  capture_output=True)
+    run()
+    entry, *_ = tmp_path.glob("dreamer/*/jit__lambda-*")
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:len(whole) // 2])
+    assert not run().stderr and len(entry.read_bytes()) > 0.9 * len(whole)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    shell = f"{sys.executable} dreamer.py --help | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", shell], cwd=machine.ROOT, text=True,
+                          capture_output=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage:")

@@ -280,6 +280,19 @@ def test_a_run_whose_configuration_was_changed_by_hand_is_not_resumed(stopped, t
     assert "was started with another learning.horizon" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("log", ["metrics.jsonl", "scores.jsonl"])
+@pytest.mark.parametrize("harmed", [b"?", b"\xff", b"[1]", b"{}", b'{"step": NaN}'])
+def test_a_harmed_line_of_a_log_is_named_before_anything_is_trained(
+        log, harmed, stopped, no_chunk, tmp_path, capsys):
+    run = _copy(stopped[1], tmp_path)
+    lines = (run / log).read_bytes().splitlines()
+    lines[1] = harmed.ljust(len(lines[1]))
+    (run / log).write_bytes(b"\n".join(lines) + b"\n")
+    assert dreamer.main(["--resume", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert f"{run / log}: line 2 is damaged" in err and err.count("\n") == 1
+
+
 def test_arrays_of_another_shape_are_named(stopped, no_chunk, tmp_path, capsys):
     run = _copy(stopped[1], tmp_path)
     saved = Checkpoints(run).load(pytest.fail)

@@ -332,7 +332,7 @@ def test_the_example_environment_is_trained_and_filmed(folder):
     (made,) = (folder / "runs").iterdir()
     assert made.name.startswith("my_env-Line-0-")
     assert "stride: 0.2" in (made / "config.yaml").read_text(encoding="utf-8")
-    assert watch.main([str(made)]) == 0
+    assert watch.main([str(made), "--env", "my_env:Line"]) == 0
     assert (made / "episode-0.gif").is_file()
 
 

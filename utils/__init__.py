@@ -4,6 +4,6 @@ import pkgutil
 
 __path__ = pkgutil.extend_path(__path__, __name__)  # a user's project may have its own `utils`
 
-from utils.core import versions
+from utils.core import start
 
-versions.check()  # before imports that fail on an old Python or without a package
+start.begin()  # before imports that fail on an old Python or without a package

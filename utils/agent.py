@@ -16,9 +16,10 @@ import numpy as np
 
 import dreamer
 import gymnax_wrappers
+from utils.core import cli
 from utils.core import config as configuration
 from utils.core.settings import Config
-from utils.run import arrays
+from utils.run import weights
 
 
 class Memory(NamedTuple):
@@ -33,28 +34,19 @@ class Memory(NamedTuple):
 class Agent:
     """The weights of a run's best evaluation, its environment and its configuration.
 
-    `sets` override numbers of the run, each "section.key=value".
+    `sets` override numbers of the run, each "section.key=value". `env` repeats the name of the
+    run's environment if this is "module:factory": opening the run imports that module.
 
     Raises: ValueError, one line, for a folder without a run or weights, or with other weights."""
 
-    def __init__(self, run, sets=()):
-        run = Path(run)
-        if not (run / "config.yaml").is_file():
-            raise ValueError(f"{run}: contains no run (no config.yaml)")
-        self.config = configuration.load(run / "config.yaml", Config, sets=sets)
+    def __init__(self, run, sets=(), env=None):
+        cli.check_run(run)
+        cli.check_own_code(run, env)
+        path = Path(run) / "config.yaml"
+        self.config = configuration.load(path, Config, sets=sets)
         self.env = gymnax_wrappers.configured(self.config.run)
         self.program, shapes = dreamer.build(self.config, self.env)
-        path = run / "weights.npz"
-        if not path.is_file():
-            raise ValueError(f"{path}: does not exist yet: the first checkpoint after an "
-                             "evaluation creates it")
-        try:
-            self.params = arrays.unflatten(shapes, arrays.load(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        for name, array in arrays.flatten(self.params).items():
-            if not np.isfinite(array).all():
-                raise ValueError(f"{path}: {name} is not finite")
+        self.params = weights.load(Path(run), shapes, configuration.load(path, Config))
 
     def start(self, batch=None, seed=0):
         """The initial Memory of an episode, or of `batch` parallel ones.

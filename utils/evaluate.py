@@ -36,9 +36,8 @@ def main(argv=None):
 
 
 def parser(name, description):
-    """A parser with the flags of every command on one run: RUN, --seed and --limit."""
-    flags = cli.Parser(f"python -m {name}", description=description, allow_abbrev=False)
-    flags.add_argument("run", metavar="RUN", help="the folder of a run")
+    """A parser with the flags of commands that play episodes of one run."""
+    flags = cli.run_parser(name, description)
     flags.add_argument("--seed", metavar="N", help="seed of the episodes (default: the run's)")
     flags.add_argument("--limit", metavar="N",
                        help="steps after which an episode is cut off (default: run.eval_limit)")
@@ -49,10 +48,9 @@ def load(flags, episodes=None):
     """Load the Agent of a run; the flags override the run's numbers.
 
     Raises: ValueError, one line."""
-    cli.check_run(flags.run)
     changes = {"seed": flags.seed, "eval_limit": flags.limit, "eval_episodes": episodes}
-    return Agent(flags.run, [f"run.{key}={value}" for key, value in changes.items()
-                             if value is not None])
+    sets = [f"run.{key}={value}" for key, value in changes.items() if value is not None]
+    return Agent(flags.run, sets, flags.env)
 
 
 def episode_key(config):
@@ -76,6 +74,10 @@ def score(agent, folder):
         "least": float(np.min(returns)), "most": float(np.max(returns)),
         "length": float(np.mean(lengths)),
     }
+    refuse_links(folder, [EVALUATIONS])
+    with open(folder / EVALUATIONS, "a", encoding="utf-8") as file:
+        file.write(json.dumps({name: value if isinstance(value, int) else round(value, 6)
+                               for name, value in row.items()}) + "\n")
     for line in agent.env.notes(run.eval_limit):
         print(f"note         {line}")
     print(f"score        {row['mean']:.2f} ± {row['interval']:.2f} (95%) over {row['episodes']} "
@@ -83,10 +85,6 @@ def score(agent, folder):
           f"spread       standard deviation {row['deviation']:.2f}, "
           f"{row['least']:.2f} to {row['most']:.2f}\n"
           f"length       {row['length']:.1f} actions on average")
-    refuse_links(folder, [EVALUATIONS])
-    with open(folder / EVALUATIONS, "a", encoding="utf-8") as file:
-        file.write(json.dumps({name: value if isinstance(value, int) else round(value, 6)
-                               for name, value in row.items()}) + "\n")
     print(f"written      {folder / EVALUATIONS}")
 
 

@@ -19,7 +19,8 @@ from utils.core import cli
 from utils.core.config import ConfigError, nearest
 from utils.course import mistakes
 from utils.run import files
-from utils.run.curves import rows, series
+from utils.run.curves import series
+from utils.run.logger import read_rows
 from utils.study import charts, runs
 
 ROOT = mistakes.ROOT
@@ -167,7 +168,7 @@ def curves(names):
 
 def seen_in(folder):
     """The saved results of a run: its evaluations, and the last value of some metrics."""
-    found = rows(folder / "metrics.jsonl")
+    found = read_rows(folder / "metrics.jsonl")
     last = {name: float(f"{series(found, name)[1][-1]:.4g}") for name in LAST
             if series(found, name)[1]}
     curve = [list(pair) for pair in zip(*series(found, "charts/eval_return"))]

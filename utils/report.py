@@ -25,7 +25,7 @@ from utils.pictures.drawings import bar_axis
 from utils.pictures.page import CAPTIONS
 from utils.run import curves, files
 from utils.run.checkpoint import Checkpoints
-from utils.run.logger import METRICS, SCORES
+from utils.run.logger import METRICS, SCORES, read_rows
 
 FOLDER, PAGE = "report", "report.html"
 WORLD_MODEL = ("open-loop", "imagined", "heads", "latents")  # figures that need no policy
@@ -40,36 +40,32 @@ class Made(NamedTuple):
 
 def main(argv=None):
     """The command: -> exit status"""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        return 0
-    if len(argv) != 1 or argv[0].startswith("-"):
-        return _complain(ValueError("expected the folder of a run: python -m utils.report RUN"))
     try:
-        return write(argv[0])
+        flags = cli.run_parser("utils.report", __doc__.splitlines()[0]).parse_args(argv)
+        cli.check_run(flags.run)
+        return write(flags.run, env=flags.env)
     except (ValueError, OSError) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
-def write(run, names=None):
+def write(run, names=None, env=None):
     """Make the named figures and the page: -> exit status
 
-    The default is all figures, or those of the world model if no policy was trained. The status is
-    2 if there are no weights to load: then only the learning curves are plotted.
+    The default is all figures, or those of the world model if no policy was trained; `env` is that
+    of Agent. The status is 2 if there are no weights to load: then only the learning curves are
+    plotted.
 
     Raises: ValueError, one line, for a folder that contains no run; OSError."""
     run, status, material, why = Path(run), 0, None, ""
-    if not (run / "config.yaml").is_file():
-        raise ValueError(f"{run}: contains no run (no config.yaml)")
+    cli.check_own_code(run, env)
     config = configuration.load(run / "config.yaml", Config)
     folder = run / FOLDER
     files.refuse_links(run, [folder.name])
     folder.mkdir(exist_ok=True)
     try:
-        agent = Agent(run)
+        agent = Agent(run, env=env)
     except ValueError as error:
         agent, why, status = None, str(error), _complain(error)
     no_policy = agent and not config.learning.trains_policy
@@ -127,7 +123,7 @@ def _facts(run, config):
 
 
 def _rows(path):
-    return curves.rows(path) if path.is_file() else []
+    return read_rows(path) if path.is_file() else []
 
 
 # ------------------------------------------------------------------------------------------------

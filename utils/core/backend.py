@@ -2,7 +2,10 @@
 
 import hashlib
 import os
+import re
 import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,6 +15,8 @@ from utils.core.machine import processor
 # bfloat16: operands of products are rounded to bfloat16 and summed in float32, where the device
 # supports it (GPU, TPU). A CPU computes in float32 regardless. Everything else is float32.
 PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
+# A warning of jax.
+DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '(\w+)'")
 
 
 def set_up(config):
@@ -22,6 +27,22 @@ def set_up(config):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # Cache small programs too (by default jax does not): 30 of them cost 0.4 s at every start.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _replace_damaged(folder)
+
+
+def _replace_damaged(folder):
+    """Delete programs of the cache that jax cannot read, because a write was cut short
+
+    jax only warns of them: it would never write them again, and compile at every start."""
+    warnings.showwarning = partial(_look_for_damage, folder, warnings.showwarning)
+
+
+def _look_for_damage(folder, show, message, *place):
+    found = DAMAGED.match(str(message))
+    for path in folder.glob(f"{found[1]}-*") if found else ():
+        path.unlink(missing_ok=True)
+    if not found:
+        show(message, *place)
 
 
 def cache_folder():

@@ -1,12 +1,15 @@
 """The command line of dreamer.py, and the parts that the other commands share."""
 
 import argparse
+import contextlib
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.core import config as configuration
+from utils.core import start
 from utils.core.config import ConfigError
 from utils.core.settings import MAY_CHANGE, Config
 
@@ -96,6 +99,19 @@ def check_run(folder, where=""):
                           + (f"; runs inside it: {inside}" if inside else ""))
 
 
+def check_own_code(folder, env):
+    """Check that the user named the environment of a run that has one of its own, in `env`:
+
+    opening a run must not import code that only its config.yaml names. Raises: ConfigError."""
+    path = Path(folder) / "config.yaml"
+    found = configuration.load(path, Config).run.env
+    if env is not None and env != found:
+        raise ConfigError(f"{folder}: is a run in {found}, found --env {env}")
+    if ":" in found and env is None:
+        raise ConfigError(f"{path}: run.env: opening this run runs the code of {found}; "
+                          f"to do so, add --env {found}")
+
+
 def _runs_in(folder):
     return sorted(path.parent.name for path in Path(folder).glob("*/config.yaml"))
 
@@ -108,8 +124,9 @@ def _config(flags):
     if flags.world_model_only:
         _check_world_model_only(config.learning)
     if saved:
-        configuration.load(saved, Config)  # raises if the saved file is broken
-        check_unchanged(config, saved.read_text(encoding="utf-8"), flags.resume)
+        check_unchanged(config, configuration.dump(configuration.load(saved, Config)),
+                        flags.resume)
+        check_own_code(flags.resume, flags.env)
     return config
 
 
@@ -172,6 +189,13 @@ def check_unchanged(config, text, run):
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports a wrong flag in one line, without the usage text."""
 
+    def parse_args(self, args=None, namespace=None):
+        """Like argparse; from now on Ctrl-C raises KeyboardInterrupt.
+
+        dreamer.py does not call this: Ctrl-C ends it at once until its run listens for signals."""
+        start.heed_interrupts()
+        return super().parse_args(args, namespace)
+
     def parse_known_args(self, args=None, namespace=None):
         """Like argparse, but a flag with one value may be given only once.
 
@@ -192,10 +216,31 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
+def run_parser(name, description):
+    """A parser with the arguments of every command on one run: RUN and --env."""
+    parser = Parser(f"python -m {name}", description=description, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--env", metavar="ID",
+                        help="module:factory of a run in an environment of its own, whose code is "
+                        "imported then")
+    return parser
+
+
 def complain(error, program="dreamer.py"):
-    """Print a ValueError or an OSError as one line -> exit status 2"""
-    print(f"{program}: {printable(reason(error))}", file=sys.stderr)
+    """Print a ValueError or an OSError as one line -> exit status 2
+
+    Nothing is left to say, and to nobody, once the reader of the output has gone (`| head -1`)."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end fails again
+        return 0
+    warn(f"{program}: {printable(reason(error))}")
     return 2
+
+
+def warn(line):
+    """Print a line on the standard error, if it can be written."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def printable(text):

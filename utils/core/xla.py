@@ -5,7 +5,7 @@ import os
 import sys
 from importlib import metadata
 
-from utils.core import versions
+from utils.core import start
 
 # The older of two code generators. Measured with jax 0.10.2 on the training chunk of the default
 # model: 15 instead of 24 s of CPU time to compile and 0.7 instead of 1.4 GB at the peak, but 21
@@ -69,4 +69,4 @@ def _give_back():
 
 
 def _removed():
-    return versions.numbers(metadata.version("jax")) >= REMOVED
+    return start.numbers(metadata.version("jax")) >= REMOVED

@@ -18,16 +18,17 @@ HARMED = (ValueError, TypeError, LookupError, EOFError, OSError, RuntimeError, M
           tokenize.TokenError)
 
 
-def save(path, arrays):
+def save(path, arrays, comment=b""):
     """Write {name: array} to `path` atomically: it holds the old file or the new one.
 
     Raises: ValueError for an array of Python objects; OSError where `path` cannot be written."""
-    write(path, partial(_write, arrays))
+    write(path, partial(_write, arrays, comment))
 
 
-def _write(arrays, file):
+def _write(arrays, comment, file):
     # not np.savez: its keyword arguments would exclude the name "file"
     with zipfile.ZipFile(file, "w") as archive:
+        archive.comment = comment
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
@@ -47,6 +48,12 @@ def load(path):
         except HARMED as error:
             line = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"{path}: cannot be read ({line})") from None
+
+
+def comment(path):
+    """The comment of a file that `load` can read."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment
 
 
 def flatten(tree):

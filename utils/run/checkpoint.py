@@ -79,8 +79,9 @@ class Checkpoints:
                                  "be resumed; utils.evaluate, utils.watch and utils.report still "
                                  "read its weights")
             return saved
-        raise ValueError(f"{self.folder.parent}: contains no "
-                         + ("intact checkpoint" if self._records() else "checkpoint yet"))
+        why = "no intact checkpoint" if self._records() else "no checkpoint to resume from"
+        raise ValueError(f"{self.folder.parent}: has {why}: start a new run in another folder, or "
+                         "delete this one")
 
     def can_resume(self):
         """Whether a checkpoint is there that this version can resume from."""

@@ -3,12 +3,15 @@
 matplotlib is imported where it is used, because training needs it only at the end.
 """
 
-import json
 import math
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+
+from utils.run.files import write
+from utils.run.logger import METRICS, SCORES, read_rows
 
 # Okabe and Ito's palette for colour-blind readers, without yellow, which is faint on white
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
@@ -58,7 +61,7 @@ def learning_curve(path, title, train, evaluations, losses, solved=None):
         top_rows = len(returns) // 2
         places = [grid[top_rows + n // COLUMNS, n % COLUMNS] for n in range(len(losses))]
         _draw_losses(figure, places, losses, last)
-        figure.savefig(path, format="png")
+        write(path, partial(figure.savefig, format="png"))
 
 
 def seeds_curve(path, title, curves, solved=None, words="evaluation return"):
@@ -91,7 +94,7 @@ def seeds_curve(path, title, curves, solved=None, words="evaluation return"):
         if few:
             lines, labels = ax.get_legend_handles_labels()
             fit_legend(figure, dict(zip(labels, lines)), "outside lower center", 4)
-        figure.savefig(path, format="png")
+        write(path, partial(figure.savefig, format="png"))
 
 
 def _draw_mean(ax, curves):
@@ -246,7 +249,7 @@ def draw_run(folder, title, learning, solved=None):
 
     `learning` is the run's section of settings: a run without a policy gets no returns, and no run
     gets the losses of what is not trained."""
-    metrics, scores = (rows(folder / name) for name in ("metrics.jsonl", "scores.jsonl"))
+    metrics, scores = (read_rows(folder / name) for name in (METRICS, SCORES))
     train = ([row["step"] for row in scores], [row["return"] for row in scores])
     steps, means = series(metrics, "charts/eval_return")
     _, intervals = series(metrics, "charts/eval_interval")
@@ -271,15 +274,9 @@ def draw_seeds(folder, env, runs, learning, solved=None):
     name, words = "charts/eval_return", "evaluation return"
     if not learning.trains_policy:
         name, words, solved = "losses/prediction", "prediction loss", None
-    curves = [(run.name.removeprefix("seed-"), *series(rows(run / "metrics.jsonl"), name))
+    curves = [(run.name.removeprefix("seed-"), *series(read_rows(run / METRICS), name))
               for run in runs]
     seeds_curve(folder / PICTURE, f"{env}, {len(runs)} seeds", curves, solved, words)
-
-
-def rows(path):
-    """The complete rows of a JSON lines file: an interrupted run may leave a partial one."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def series(rows, name):

@@ -32,7 +32,10 @@ def make_folder(logdir, env, seed):
         raise ValueError(f"{folder}: cannot be written ({error.strerror.lower()})") from None
     found = [name for name in FILES if (folder / name).exists()]
     if found:
-        raise ValueError(f"{folder}: already contains a run ({found[0]}); choose another folder")
+        advice = (f"--resume {folder} continues it" if any(folder.glob("checkpoints/*.json"))
+                  else "it has no checkpoint to resume from")
+        raise ValueError(f"{folder}: already contains a run ({found[0]}); {advice}; choose "
+                         "another folder, or delete this one")
     return folder
 
 
@@ -77,14 +80,19 @@ class Logger:
                 os.fsync(file.fileno())
         return {name: (self.folder / name).stat().st_size for name in (METRICS, SCORES)}
 
-    def cut(self, sizes):
-        """Truncate the logs to these sizes: the resumed run writes the later rows again.
+    def check(self, sizes):
+        """Check the rows of which the logs consist up to these sizes, before `cut`.
 
-        Raises: ValueError for a log that is shorter already; then no log is changed."""
+        Raises: ValueError, one line, for a log that is shorter, or has a damaged row."""
         for path in (self.folder / METRICS, self.folder / SCORES):
             found = path.stat().st_size if path.exists() else 0
             if found < sizes[path.name]:
                 raise ValueError(f"{path}: has {found} bytes, expected at least {sizes[path.name]}")
+            if found:
+                read_rows(path, sizes[path.name])
+
+    def cut(self, sizes):
+        """Truncate the logs to these sizes: the resumed run writes the later rows again."""
         for path in (self.folder / METRICS, self.folder / SCORES):
             os.truncate(path, sizes[path.name])
 
@@ -103,6 +111,30 @@ class Logger:
 
         Raises: ValueError for a value that is nan or infinite; then none is written."""
         _write(self._scores, rows)
+
+
+def read_rows(path, size=None):
+    """The complete rows of a log, or of its first `size` bytes
+
+    An interrupted run may leave a part of one at the end.
+
+    Raises: ValueError, one line, naming a line that is no row; OSError."""
+    with open(path, "rb") as file:
+        lines = file.read(size).split(b"\n")[:-1]
+    found = [_row(line) for line in lines]
+    if None in found:
+        raise ValueError(f"{path}: line {found.index(None) + 1} is damaged: expected a row of "
+                         "finite numbers with a step")
+    return found
+
+
+def _row(line):
+    """The row in a line; None if it holds anything else."""
+    try:
+        row = json.loads(line)
+        return row if "step" in row and all(map(math.isfinite, row.values())) else None
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
 
 
 def _append_to(path):

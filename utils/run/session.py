@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.core import backend, devices, xla
-from utils.core.cli import check_unchanged, printable, reason
+from utils.core.cli import check_unchanged, printable, reason, warn
 from utils.core.config import differences, dump
 from utils.core.replay import restore
 from utils.core.settings import reseeded, trained_ratio
 from utils.core.user_env import GuestError
-from utils.run import commands, memory, sinks
-from utils.run.arrays import flatten, save, unflatten
+from utils.run import commands, memory, sinks, weights
+from utils.run.arrays import flatten, unflatten
 from utils.run.checkpoint import Checkpoints
 from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
@@ -58,6 +57,7 @@ class Run:
         self.saved = self.checkpoints.load(_warn)
         record, steps = self.saved.record, self.config.run.steps
         check_unchanged(self.config, record["config"], self.folder)
+        self._logger.check(record["logs"])
         is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
         is_changed = "run.steps" in differences(self.config, record["config"])
         if record["step"] >= steps and (is_complete or is_changed):
@@ -116,24 +116,28 @@ class Run:
             if name.startswith(("agent/", "best/")) and not np.isfinite(array).all():
                 raise FloatingPointError(f"{name} is not finite at step {self.diary.steps:,}")
         if self.best is not None:
-            save(self.folder / "weights.npz", flatten(self.best))
+            weights.save(self.folder, self.best, self.config)
         record = {"step": self.diary.steps, "config": dump(self.config), "versions": _versions(),
                   "diary": self.diary.remember(), "logs": self._logger.sizes()}
         self.checkpoints.save(record, arrays, state.replay if self.config.run.save_replay else None)
 
     def end(self, score):
         """Write the results of a finished run: the best weights, their score, the plot."""
-        save(self.folder / "weights.npz", flatten(self.best))
+        weights.save(self.folder, self.best, self.config)
         self.diary.end(score)
         run, learning = self.config.run, self.config.learning
         draw_run(self.folder, f"{run.env}, seed {run.seed}", learning, self.env.solved)
+
+    def own_env(self):
+        """The flag without which commands do not import the environment's own code."""
+        return ["--env", self.config.run.env] if ":" in self.config.run.env else []
 
     def resume_hint(self):
         """A line for the user: the last checkpoint and the command that resumes from it."""
         step = self.checkpoints.last_step()
         if step is None:
             return "saved        nothing yet"
-        command = commands.train("--resume", str(self.folder))
+        command = commands.train("--resume", str(self.folder), *self.own_env())
         return f"saved        step {step:,}; to resume: {command}"
 
 
@@ -202,8 +206,8 @@ class Session:
         xla.forget()
         if not isinstance(error, ENDS):
             return False
-        print(f"dreamer.py: {printable(reason(error, self.folder))}", *self._resume_hints(),
-              sep="\n", file=sys.stderr)
+        for line in (f"dreamer.py: {printable(reason(error, self.folder))}", *self._resume_hints()):
+            warn(line)
         self.status = 2 if kind is Mismatch else 1
         return True
 
@@ -324,9 +328,9 @@ class Session:
             yield (f"mean         {np.mean(scores):.1f} over {len(scores)} seeds, from "
                    f"{min(scores):.1f} to {max(scores):.1f}")
         yield f"files        {self.folder}/ ({self._files()})"
-        best = self.runs[int(np.argmax(scores))].folder
+        best = self.runs[int(np.argmax(scores))]
         for name in next_ones:
-            yield f"next         {commands.tool(name, str(best))}"
+            yield f"next         {commands.tool(name, str(best.folder), *best.own_env())}"
 
     def _files(self):
         """The names of the files in the folder of the run or of the seeds."""
@@ -360,7 +364,7 @@ def _versions():
 
 
 def _warn(line):
-    print(f"dreamer.py: {line}", file=sys.stderr)
+    warn(f"dreamer.py: {line}")
 
 
 def describe(config, env, shapes):

@@ -11,6 +11,7 @@ import socket
 import threading
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 1.0  # seconds until the process ends although the screen could not be restored
 
 
 class Stop:
@@ -50,10 +51,18 @@ class Stop:
             if number[0] not in SIGNALS:
                 continue
             if self.received:
-                self._leave()
+                _in_thread(self._leave).join(PATIENCE)
                 os._exit(128 + number[0])
             self.received = number[0]
-            self._say("stopping     after this chunk of training; repeat to quit immediately")
+            _in_thread(self._say, "stopping     after this chunk of training; repeat to quit "
+                       "immediately")
+
+
+def _in_thread(function, *arguments):
+    """Call a function that prints, in a thread of its own: a full pipe blocks whoever prints."""
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _do_nothing(number, frame):

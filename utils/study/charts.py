@@ -1,6 +1,7 @@
 """Plots of many runs: learning curves by environment and by ablation, and scaling of the cost."""
 
 import math
+from functools import partial
 
 from utils.run.curves import (
     BLUE,
@@ -15,6 +16,7 @@ from utils.run.curves import (
     mean_curve,
     scale_steps,
 )
+from utils.run.files import write
 
 LEAST = 5.0  # inches: minimum width of a figure of many runs
 
@@ -40,7 +42,7 @@ def suite(path, results, references):
         fit_legend(figure, handles, "outside upper center", 4)
         figure.supxlabel("environment steps", fontsize="medium")
         figure.supylabel("evaluation return", fontsize="medium")
-        figure.savefig(path, format="png")
+        write(path, partial(figure.savefig, format="png"))
 
 
 def _draw_environment(ax, found, reference):
@@ -78,7 +80,7 @@ def scaling(path, panels):
             ax.set(xlabel=name, title=what)
         lines, labels = ax.get_legend_handles_labels()
         fit_legend(figure, dict(zip(labels, lines)), "outside upper center", 2)
-        figure.savefig(path, format="png")
+        write(path, partial(figure.savefig, format="png"))
 
 
 def ablations(path, results, words=("full agent", "without one part")):
@@ -110,7 +112,7 @@ def ablations(path, results, words=("full agent", "without one part")):
         handles = {line.get_label(): line for block in blocks for ax in block.axes
                    for line in ax.lines if not line.get_label().startswith("_")}
         fit_legend(figure, handles, "outside upper center", 3)
-        figure.savefig(path, format="png")
+        write(path, partial(figure.savefig, format="png"))
 
 
 def _draw_ablation(ax, name, found, words):

@@ -21,6 +21,7 @@ from utils.core.machine import machine
 from utils.run import curves, files
 from utils.run.checkpoint import Checkpoints
 from utils.run.files import lock
+from utils.run.logger import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = 50  # maximum number in a stored learning curve
@@ -137,13 +138,13 @@ def _is_of(config, folder):
 def _is_complete(folder):
     """Whether the run in a folder is finished and scored."""
     path = folder / "metrics.jsonl"
-    rows = curves.rows(path) if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
     return bool(rows) and "charts/score_return" in rows[-1]
 
 
 def result(config, folder):
     """The result of a finished run: score, learning curve, cost."""
-    rows = curves.rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     curve = [[row["step"], round(row["charts/eval_return"], 4)] for row in rows
              if "charts/eval_return" in row]
     last, thin = rows[-1], -(-len(curve) // POINTS)

@@ -1,13 +1,47 @@
-"""Checks Python, packages and settings of jax, before imports that cannot handle old ones.
+"""The first moments of a process, before any other import: streams, Ctrl-C, Python and packages.
 
 Written so that an old Python can run it.
 """
 
 import os
+import re
+import signal
 import sys
+
+# Programs of this project on a command line: dreamer.py, or a command after `python -m`.
+OWN = re.compile(r"(.*[/\\])?dreamer\.py|utils\.\w+")
 
 OLDEST_PYTHON = (3, 11)
 OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 0, 1)}
+
+
+def begin():
+    """Prepare the process; exits with status 2 and one line if Python or a package does not fit."""
+    open_streams()
+    if _is_own() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Ctrl-C ends the imports at once: some packages swallow an exception, or make it another.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    check()
+
+
+def open_streams():
+    """Open standard streams that the caller has closed as the null device
+
+    The next file that is opened would take their place, and what is printed would end up in it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+
+
+def heed_interrupts():
+    """Let Ctrl-C raise KeyboardInterrupt again, for a command that ends in order by itself."""
+    if _is_own() and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_own():
+    """Whether the process is a program of this project, not one that imports it."""
+    return any(OWN.match(word) for word in getattr(sys, "orig_argv", ())[1:3])
 
 
 def check():
