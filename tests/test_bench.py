@@ -45,6 +45,7 @@ def _one_program():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_one_program")
 def test_a_point_of_the_scaling_has_the_plotted_figures_and_says_what_it_measures(
         monkeypatch, capsys):

@@ -215,6 +215,7 @@ def failing(copy, *arguments):
     return wrong, {test for _, test in found} - wrong
 
 
+@pytest.mark.slow
 def test_without_two_bodies_exactly_the_tests_that_rest_on_them_fail(tmp_path):
     copy, names = tmp_path / "copy", {"lambda_returns", "kl"}
     assert handout.main(["--only", ",".join(names), "--out", str(copy)]) == 0

@@ -21,6 +21,7 @@ from utils.core import config
 from utils.core.references import REFERENCES
 from utils.core.settings import Config
 from utils.run import arrays
+from utils.study import runs
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "dreamer.yaml"
@@ -152,6 +153,14 @@ def test_the_weights_that_are_kept_are_those_of_the_best_evaluation(tmp_path, mo
     kept = arrays.load(tmp_path / "run" / "weights.npz")
     same = [jax.tree.all(jax.tree.map(np.array_equal, kept, params)) for params in seen]
     assert len(seen) > 3 and same == [False, True] + [False] * (len(seen) - 3) + [True]
+
+
+def test_a_table_of_many_runs_has_the_score_the_curve_and_the_cost_of_this_one(finished):
+    *rows, last = _rows(finished.run / "metrics.jsonl")
+    found = runs.result(config.load(finished.run / "config.yaml", Config), finished.run)
+    assert found["score"] == last["charts/score_return"] and found["steps"] == last["step"] >= 640
+    assert found["curve"][-1] == [rows[-1]["step"], round(rows[-1]["charts/eval_return"], 4)]
+    assert found["updates"] == rows[-1]["charts/updates"] and found["seconds"] > 0
 
 
 def test_the_weights_of_a_run_go_back_into_the_networks(finished):

@@ -125,6 +125,7 @@ def test_the_numbers_shown_are_the_means_of_the_seeds(several):
     assert float(last.split("eval")[1].split()[0]) == pytest.approx(np.mean(found), abs=0.05)
 
 
+@pytest.mark.slow
 def test_one_of_the_seeds_goes_on_alone(several, capsys):
     run, _ = several
     one = run / "seed-5"

@@ -100,7 +100,7 @@ def test_a_run_whose_result_was_not_kept_is_not_made_again_and_one_of_other_numb
     (folder / "run" / "checkpoints").mkdir(parents=True)
     record = folder / "run" / "checkpoints" / "1.json"
     record.write_text('{\n  "format": 2,\n}')
-    (folder / "run" / "metrics.jsonl").write_text('{"charts/score_return": 1.0}\n')
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 320, "charts/score_return": 1.0}\n')
     (folder / "run" / "config.yaml").write_text(config.dump(numbers))
     assert runs.train(runs.Run(numbers, folder)) == 0 and not begun
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -139,6 +139,7 @@ def test_a_failed_run_is_reported_and_the_next_one_starts(tiny, pretend, monkeyp
     assert list(suite.read(tiny.parent / "results")) == ["DeepSea-bsuite"]
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_resumed_saved_plotted_and_not_repeated(tiny, capsys, monkeypatch):
     flags = ["--env", "Catch-bsuite", "--seeds", "1"]
     command = [sys.executable, "-m", "utils.suite", "--config", tiny, *flags,
