@@ -9,6 +9,8 @@ from fractions import Fraction
 
 from utils.core.config import setting
 
+LAYERS = 100  # most hidden layers of one network: each is built, even to be counted
+
 # Keys that may change when a run is resumed.
 MAY_CHANGE = ("run.steps", "run.save_every", "run.save_replay", "run.compile_cache",
               "log.tensorboard", "log.wandb")
@@ -51,14 +53,14 @@ class Model:
     multipliers: tuple[int, ...] = setting("multiplier of each convolution, one per halving")
     kernel: int = setting("side of the convolution kernels, pixels", low=1)
     seed_pixels: int = setting("smallest side that an image is halved to, pixels", low=1)
-    encoder_layers: int = setting("hidden layers of the vector encoder", low=1)
-    decoder_layers: int = setting("hidden layers of the vector decoder", low=1)
-    prior_layers: int = setting("hidden layers of the prior", low=1)
-    posterior_layers: int = setting("hidden layers of the posterior", low=1)
-    reward_layers: int = setting("hidden layers of the reward head", low=1)
-    continue_layers: int = setting("hidden layers of the continue head", low=1)
-    actor_layers: int = setting("hidden layers of the actor", low=1)
-    critic_layers: int = setting("hidden layers of the critic", low=1)
+    encoder_layers: int = setting("hidden layers of the vector encoder", low=1, high=LAYERS)
+    decoder_layers: int = setting("hidden layers of the vector decoder", low=1, high=LAYERS)
+    prior_layers: int = setting("hidden layers of the prior", low=1, high=LAYERS)
+    posterior_layers: int = setting("hidden layers of the posterior", low=1, high=LAYERS)
+    reward_layers: int = setting("hidden layers of the reward head", low=1, high=LAYERS)
+    continue_layers: int = setting("hidden layers of the continue head", low=1, high=LAYERS)
+    actor_layers: int = setting("hidden layers of the actor", low=1, high=LAYERS)
+    critic_layers: int = setting("hidden layers of the critic", low=1, high=LAYERS)
     bins: int = setting("V: bins of the two-hot heads, odd", low=3)
     unimix: float = setting("share of the uniform distribution in prior and posterior",
                             low=0, high=1)

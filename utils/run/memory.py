@@ -26,7 +26,8 @@ def check(config, env, shapes, seeds):
     have, needed = _memory() / GB, sum(parts.values())
     if needed > have:
         largest = max(parts, key=parts.get)
-        each = ", ".join(f"{name} {size:,.1f}" for name, size in parts.items())
+        each = ", ".join(f"{name} {size:,.1f}" for name, size in parts.items()
+                         if size > needed / 1000)
         raise ValueError(f"needs at least {needed:,.0f} GB of memory ({each}), but there are "
                          f"{have:,.0f} GB: lower {REMEDY[largest]}")
 
