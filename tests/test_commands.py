@@ -202,6 +202,14 @@ def test_an_evaluation_is_written_before_it_is_printed(run, tmp_path):
     assert (tmp_path / "run" / evaluate.EVALUATIONS).read_text().count("\n") == before + 1
 
 
+@pytest.mark.parametrize("tool, work", [(evaluate, "score"), (watch, "watch")])
+def test_an_error_of_a_compiled_program_gets_one_line(tool, work, run, monkeypatch, capsys):
+    text = "INTERNAL: CpuCallback error\n  File \"mine.py\", line 3, in look\nValueError: no camera"
+    monkeypatch.setattr(tool, work, mock.Mock(side_effect=jax.errors.JaxRuntimeError(text)))
+    assert tool.main([str(run)]) == 2
+    assert capsys.readouterr().err.endswith(": ValueError in mine.py, line 3: no camera\n")
+
+
 @pytest.mark.parametrize("tool, flags, said", [
     (evaluate, ["RUN", "--logdir", "x"], "unrecognized arguments: --logdir x"),
     (evaluate, ["RUN", "--episodes", "0"],

@@ -28,7 +28,7 @@ def main(argv=None):
     try:
         flags = _flags(argv)
         score(load(flags, episodes=flags.episodes), Path(flags.run))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.evaluate")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

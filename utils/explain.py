@@ -124,7 +124,7 @@ def main(argv=None):
         config = _config(argv)
         env = gymnax_wrappers.configured(config.run)
         print(report(explain(config, env), config, env))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.explain")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

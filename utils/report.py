@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from gymnax_wrappers import SOLVED
@@ -44,7 +45,7 @@ def main(argv=None):
         flags = cli.run_parser("utils.report", __doc__.splitlines()[0]).parse_args(argv)
         cli.check_run(flags.run)
         return write(flags.run, env=flags.env)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return _complain(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -106,8 +107,7 @@ def _delete_others(folder, sections):
 
 
 def _complain(error):
-    print(f"utils.report: {cli.reason(error)}", file=sys.stderr)
-    return 2
+    return cli.complain(error, "utils.report")
 
 
 def _facts(run, config):

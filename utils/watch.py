@@ -37,7 +37,7 @@ def main(argv=None):
     try:
         flags = evaluate.parser("utils.watch", __doc__.splitlines()[0]).parse_args(argv)
         watch(evaluate.load(flags), Path(flags.run))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.watch")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -15,6 +15,7 @@ from utils.core.settings import MAY_CHANGE, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
 WORLD_MODEL = "world_model"  # the preset of --world-model-only
+WIDEST = 200  # columns of a message
 # Flags of older versions, and the commands that replaced them.
 REPLACED = {"--eval": "python -m utils.evaluate RUN", "--watch": "python -m utils.watch RUN",
             "--explain": "python -m utils.explain"}
@@ -233,7 +234,7 @@ def complain(error, program="dreamer.py"):
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the end fails again
         return 0
-    warn(f"{program}: {printable(reason(error))}")
+    warn(one_line(f"{program}: {reason(error)}"))
     return 2
 
 
@@ -243,26 +244,43 @@ def warn(line):
         print(line, file=sys.stderr, flush=True)
 
 
-def printable(text):
-    """Text on one line, in which control characters and long words are no longer themselves."""
+def one_line(text):
+    """A message on one line of at most WIDEST columns, without control characters
+
+    Long words are cut first; then the middle, since what is wrong comes first, and hints last."""
     text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
-    return re.sub(r"\S{120,}", lambda word: f"{word[0][:100]}...{word[0][-17:]}", text)
+    text = re.sub(r"\S{120,}", lambda word: f"{word[0][:100]}...{word[0][-17:]}", text)
+    return text if len(text) <= WIDEST else f"{text[:WIDEST - 63]}...{text[-60:]}"
 
 
 def reason(error, folder=None):
     """One line for an error; for an OSError its file (else the folder) and the reason."""
     if not isinstance(error, OSError):
-        return _of_jax(str(error)) if type(error).__module__.startswith("jax") else str(error)
+        return of_program(str(error)) if is_of_program(error) else str(error)
     place = error.filename or folder
     message = (error.strerror or str(error)).lower()
     return f"{place}: {message}" if place else message
 
 
-def _of_jax(text):
-    """The essential line of an error while a compiled program runs: that of a callback, if any."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    own = [line for line in lines if re.match(r"\w+(Error|Exception|Exit)\b", line)]
-    return (own or lines or ["the compiled program failed"])[-1 if own else 0]
+def is_of_program(error):
+    """Whether a compiled program failed while it ran
+
+    jax raises a JaxRuntimeError, or a plain ValueError that begins with a status, like INTERNAL."""
+    return type(error).__name__ == "JaxRuntimeError" or (
+        type(error) is ValueError and re.match("[A-Z][A-Z_]+: ", str(error)) is not None)
+
+
+def of_program(text):
+    """The essential line of such an error: for one in a callback its name, place and message."""
+    lines = [line for line in text.splitlines() if line.strip()] or ["the compiled program failed"]
+    frames = [n for n, line in enumerate(lines) if re.match(r' +File ".+", line \d+', line)]
+    ends = [line for line in lines[frames[-1]:] if not line.startswith(" ")] if frames else []
+    if not ends:
+        return lines[0]
+    own = [n for n in frames if "site-packages" not in lines[n]] or frames
+    file, line = re.match(r' +File "(.+)", line (\d+)', lines[own[-1]]).groups()
+    name, _, message = ends[0].partition(": ")
+    return f"{name} in {file}, line {line}: {message or 'no message'}"
 
 
 def add_config_flags(parser):

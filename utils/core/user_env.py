@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import sys
 import traceback
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from utils.core.config import nearest
+from utils.core.cli import is_of_program, of_program
+from utils.core.config import MOST, nearest, show
 
 # The methods that are called, and their arguments.
 RESET, STEP = ("key", "params"), ("key", "state", "action", "params")
@@ -46,6 +48,8 @@ class Guest:
         if kind is None or issubclass(kind, GuestError) or not issubclass(
                 kind, (Exception, SystemExit)):
             return False
+        if is_of_program(error):  # a callback of the environment
+            raise GuestError(f"{self.name}: {of_program(str(error))}") from None
         message = " ".join(str(error).split("\n\n")[0].split()) or "no message"
         raise GuestError(f"{self.name}: {kind.__name__}{_place(error, trace)}: {message}") from None
 
@@ -91,7 +95,7 @@ class CheckedEnv:
         """The most actions of an episode by its parameters; None without a finite limit."""
         limit = getattr(self.params, LIMIT, None)
         finite = isinstance(limit, (int, float, np.ndarray, np.generic, jax.Array)) and (
-            np.ndim(limit) == 0 and np.isfinite(limit) and limit > 0)
+            np.ndim(limit) == 0 and 0 < limit < math.inf)
         return int(limit) if finite else None
 
     def reset(self, key):
@@ -316,11 +320,12 @@ def _alike(where, value, default):
     found = np.asarray(_number(value))
     fits = found.dtype.kind in "biuf" and (
         found.shape == kind.shape and (found.dtype.kind == "b") == (kind.dtype.kind == "b")
-        and (kind.dtype.kind == "f" or (found == np.trunc(found)).all()))
+        and (kind.dtype.kind == "f" or ((found == np.trunc(found)) & (abs(found) <= MOST)).all()))
     if not fits:
-        word = {"b": "true or false", "f": "a number"}.get(kind.dtype.kind, "a whole number")
+        word = {"b": "true or false", "f": "a number"}.get(
+            kind.dtype.kind, f"a whole number up to {MOST}")
         shape = f" ({list(kind.shape)} of them)" if kind.shape else ""
-        raise GuestError(f"{where}: expected {word}{shape}, found {value!r}")
+        raise GuestError(f"{where}: expected {word}{shape}, found {show(value)}")
     value = found.item() if not found.shape else value
     if isinstance(default, (bool, int, float)):
         return type(default)(value)

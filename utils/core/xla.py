@@ -1,6 +1,7 @@
 """Compiler options of XLA for the CPU, set before jax computes anything."""
 
 import ctypes
+import logging
 import os
 import sys
 from importlib import metadata
@@ -19,6 +20,8 @@ QUICK = "--xla_backend_optimization_level=1"
 # instead of 370 ms on one core, for 8 s more of compilation (docs/speed.md).
 THOROUGH = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_prefer_vector_width": 512}
 LARGE = 100_000  # recurrent units of all states from which one update imagines
+# What logs the traceback of a callback that fails: the program says it in one line.
+TRACEBACKS = ("jax._src.callback", "jax._src.debugging")
 REMOVED = (0, 11)  # from this jax on, XLA no longer knows the flag, and aborts on unknown flags
 
 
@@ -27,6 +30,8 @@ def start_jax():
 
     Flags that the user has set win. Exits with status 2 and one line if there is no such device."""
     _set_flags()
+    for name in TRACEBACKS:
+        logging.getLogger(name).disabled = True
     import jax  # reads the flags
 
     try:

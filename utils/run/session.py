@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.core import backend, devices, xla
-from utils.core.cli import check_unchanged, printable, reason, warn
+from utils.core.cli import check_unchanged, is_of_program, one_line, reason, warn
 from utils.core.config import differences, dump
 from utils.core.replay import restore
 from utils.core.settings import reseeded, trained_ratio
@@ -34,8 +34,9 @@ class Mismatch(ValueError):
     """A checkpoint whose arrays do not fit this run."""
 
 
-# Errors that are not bugs of this program: of the machine, of the user's environment, of a file.
-ENDS = (OSError, FloatingPointError, GuestError, Mismatch, jax.errors.JaxRuntimeError)
+# Errors that are not bugs of this program: of the machine, of the user's environment, of a file;
+# so are those of a compiled program.
+ENDS = (OSError, FloatingPointError, GuestError, Mismatch)
 
 
 class Run:
@@ -204,9 +205,10 @@ class Session:
         self._display.__exit__()
         self._close()
         xla.forget()
-        if not isinstance(error, ENDS):
+        if not (isinstance(error, ENDS) or is_of_program(error)):
             return False
-        for line in (f"dreamer.py: {printable(reason(error, self.folder))}", *self._resume_hints()):
+        warn(one_line(f"dreamer.py: {reason(error, self.folder)}"))
+        for line in self._resume_hints():
             warn(line)
         self.status = 2 if kind is Mismatch else 1
         return True
@@ -364,7 +366,7 @@ def _versions():
 
 
 def _warn(line):
-    warn(f"dreamer.py: {line}")
+    warn(one_line(f"dreamer.py: {line}"))
 
 
 def describe(config, env, shapes):
