@@ -122,7 +122,7 @@ def test_a_single_seed_has_no_interval(tiny, pretend, capsys):
 @pytest.mark.parametrize("flags, words", [
     (["--env", "Cartpole"], ["'Cartpole'", "CartPole-v1"]),
     (["--preset", "no_unimx"], ["'no_unimx'", "'no_unimix'"]),
-    (["--seeds", "0"], ["--seeds", "of at least 1", "0"]),
+    (["--seeds", "0"], ["--seeds", "from 1 to 1000", "0"]),
     (["--sedes", "2"], ["--sedes"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
 ])

@@ -12,6 +12,7 @@ import yaml
 
 import dreamer
 from utils.core import start
+from utils.run import files
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = str(ROOT / "dreamer.yaml")
@@ -53,6 +54,7 @@ def _refused(capsys, *argv):
     (["--set", "optimizer.lr=fast"], ["optimizer.lr", "a number more than 0", "'fast'"]),
     (["--set", "optimizer.lr=.nan"], ["optimizer.lr", "a number", "nan"]),
     (["--set", "replay.batch=0"], ["replay.batch", "at least 1", "found 0"]),
+    (["--set", "model.actor_layers=1e9"], ["model.actor_layers", "at most 100", "1000000000"]),
     (["--set", "learning.horizon=0"], ["learning.horizon", "more than 1", "found 0"]),
     (["--set", "learning.imagination=0"], ["learning.imagination", "at least 1", "found 0"]),
     (["--set", "learning.lambda_=2"], ["learning.lambda_", "at most 1", "found 2"]),
@@ -160,11 +162,20 @@ def test_a_folder_that_is_not_writable_or_contains_a_run_is_named(refuse, tmp_pa
     file.touch()
     assert "cannot be written" in refuse("--logdir", str(file / "run"))
     assert "cannot be written" in refuse("--logdir", str(file))
+    assert "name too long" in refuse("--logdir", "new/" + "x" * 300)
     done = tmp_path / "done"
     done.mkdir()
     (done / "metrics.jsonl").write_text("{}\n")
     assert "already contains a run" in refuse("--logdir", str(done))
     assert os.listdir(done) == ["metrics.jsonl"]
+
+
+@pytest.mark.skipif(files.resource is None, reason="Windows")
+def test_more_seeds_than_files_may_be_open_are_refused(refuse, monkeypatch):
+    monkeypatch.setattr(files.resource, "getrlimit", lambda _: (200, 200))
+    line = refuse("--preset", "debug", "--seeds", "300")
+    assert "--seeds: 300 seeds need 1,232 open files, but 200 are allowed" in line
+    files.check_open(42)  # as many as fit
 
 
 @pytest.mark.parametrize(

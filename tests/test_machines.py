@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from unittest import mock
 import jax
 import pytest
 
+import dreamer
 import gymnax_wrappers
 from utils.core import backend, cli, machine, start
 from utils.run import commands, files, signals
@@ -85,12 +87,57 @@ def test_a_command_can_be_pasted_in_the_folder_where_it_is_printed(tmp_path, mon
     assert " -P -m utils.watch" in commands.tool("watch", "x")
 
 
+def _look(x):
+    raise LookupError("no camera")
+
+
+CALLS = {
+    "debug": lambda x: (jax.debug.callback(_look, x), x)[1],
+    "io": lambda x: jax.experimental.io_callback(_look, x, x),
+    "pure": lambda x: jax.pure_callback(_look, x, x)}
+
+
+def _fail(kind, *_):
+    """Stands for training in an environment whose callback fails."""
+    jax.block_until_ready(jax.jit(CALLS[kind])(jax.numpy.ones(1)))
+    jax.effects_barrier()
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_callback_that_fails_ends_the_run_with_its_line_and_how_to_resume(
+        kind, tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.setattr(dreamer, "train", partial(_fail, kind))
+    assert dreamer.main(["--preset", "debug", "--logdir", str(tmp_path / "run")]) == 1
+    first, *others = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"dreamer.py: LookupError in .*_machines.py, line \d+: no camera", first)
+    assert others == ["saved        nothing yet"] and caplog.records == []
+
+
+def test_folders_are_made_all_or_none(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        files.make(tmp_path / "a" / "b", tmp_path / "file" / "c")
+    assert os.listdir(tmp_path) == ["file"]
+    files.make(tmp_path / "a" / "b", tmp_path / "a" / "c")
+    assert sorted(os.listdir(tmp_path / "a")) == ["b", "c"]
+
+
+def test_a_message_has_one_line_of_at_most_200_columns_with_its_begin_and_end():
+    line = cli.one_line("dreamer.py: begin " + "some words\n" * 60 + "did you mean 'end'?")
+    assert line.startswith("dreamer.py: begin some") and line.endswith("did you mean 'end'?")
+    assert "..." in line and "\n" not in line and len(line) == 200
+
+
 def test_an_error_inside_of_a_compiled_program_is_said_in_one_line():
     text = """INTERNAL: CpuCallback error calling callback: Traceback (most recent call last):
-      File "mine.py", line 3, in look
-        raise ValueError("no camera")
-    ValueError: no camera"""
-    assert cli.reason(jax.errors.JaxRuntimeError(text)) == "ValueError: no camera"
+  File "site-packages/jax/callback.py", line 816, in wrapped
+  File "mine.py", line 3, in look
+    raise Dark("no camera")
+mine.Dark: no camera
+and no light"""
+    for kind in (jax.errors.JaxRuntimeError, ValueError):  # jax raises both
+        assert cli.reason(kind(text)) == "mine.Dark in mine.py, line 3: no camera"
+    assert cli.reason(ValueError("run.env: no such thing")) == "run.env: no such thing"
     text = "RESOURCE_EXHAUSTED: Out of memory allocating 6 bytes.\nmore"
     assert cli.reason(jax.errors.JaxRuntimeError(text)) == text.splitlines()[0]
 

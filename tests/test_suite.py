@@ -180,7 +180,7 @@ def _text(path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--env", "Catch"], ["'Catch'", "Catch-bsuite"]),
-    (["--seeds", "0"], ["--seeds", "of at least 1", "0"]),
+    (["--seeds", "0"], ["--seeds", "from 1 to 1000", "0"]),
     (["--seeds", "few"], ["--seeds", "'few'"]),
     (["--sedes", "2"], ["--sedes"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),

@@ -14,7 +14,7 @@ import numpy as np
 import gymnax_wrappers
 from utils.core import cli
 from utils.core import config as configuration
-from utils.run import curves
+from utils.run import curves, files
 from utils.study import charts, runs
 
 RESULTS, PICTURE = "ablations.json", "ablations.png"
@@ -37,9 +37,8 @@ def main(argv=None):
         planned = [_run(flags, *run) for run in plan]
         for env in flags.env:
             gymnax_wrappers.make(env)
-        for folder in (flags.results, flags.runs):
-            folder.mkdir(parents=True, exist_ok=True)
         runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
+        files.make(flags.results, flags.runs)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.ablations")
     return runs.make(planned, partial(_done, flags), partial(_save, flags),

@@ -96,7 +96,7 @@ def main(argv=None):
         points = _points(flags)
         for point in points:
             _config(point)  # check it before anything runs
-        flags.results.mkdir(parents=True, exist_ok=True)
+        files.make(flags.results)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.bench")
     print(COLUMNS)

@@ -46,10 +46,10 @@ def main(argv=None):
         if not tasks:
             raise ConfigError(f"--week {flags.week}: has no automatic tests, it is marked by hand")
         folders = _folders(flags)
-        for folder in folders.values():
-            folder.mkdir(parents=True, exist_ok=True)
         if flags.csv:
             _check_file(flags.csv)
+        files.make(*folders.values())
+        if flags.csv:
             _write_table(flags.csv, tasks, {})
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.grade")

@@ -18,6 +18,7 @@ import gymnax_wrappers
 from utils.core import cli
 from utils.core import config as configuration
 from utils.core.references import REFERENCES
+from utils.run import files
 from utils.study import charts, runs
 
 RESULTS, PICTURE = "results.json", "results.png"
@@ -36,9 +37,8 @@ def main(argv=None):
         planned = [_run(flags, *run) for run in plan]
         for env in flags.env or ():
             gymnax_wrappers.make(env)
-        for folder in (flags.results, flags.runs):
-            folder.mkdir(parents=True, exist_ok=True)
         runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
+        files.make(flags.results, flags.runs)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.suite")
     return runs.make(planned, partial(_done, flags), partial(_save, flags),

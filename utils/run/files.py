@@ -3,6 +3,7 @@
 Some file systems know no locks or cannot sync a folder: a run goes on without.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: folders are not locked there
-    fcntl = None
+    import resource
+except ImportError:  # Windows: folders are not locked there, and files are not counted
+    fcntl = resource = None
 
+OPEN, SPARE = 4, 32  # files that a run keeps open (lock, two logs, event file), and all others
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -35,6 +38,44 @@ def lock(folder, wait=False):
         print(f"dreamer.py: {folder}: the file system knows no locks ({error.strerror.lower()}): "
               "start only one process there", file=sys.stderr)
     return descriptor
+
+
+def check_open(runs):
+    """Check that this process may open the files of so many runs at once.
+
+    Raises: ValueError, one line."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if resource else -1
+    needed = runs * OPEN + SPARE
+    if 0 <= most < needed:  # below 0: without a limit
+        raise ValueError(f"--seeds: {runs} seeds need {needed:,} open files, but {most:,} are "
+                         f"allowed: train fewer seeds, or raise the limit (ulimit -n {needed})")
+
+
+def make(*folders):
+    """Create folders with their parents: all, or none where one of them fails.
+
+    Raises: OSError."""
+    new = []
+    try:
+        for folder in folders:
+            new += missing(folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        unmake(new)
+        raise
+
+
+def missing(folder):
+    """The parts of a path that do not exist, the outermost first."""
+    path = Path(folder)
+    return [part for part in (*reversed(path.parents), path) if not os.path.lexists(part)]
+
+
+def unmake(folders):
+    """Delete folders as far as they are empty, the last one first."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def refuse_links(folder, names):

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 import time
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ from utils.run.checkpoint import Checkpoints
 from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
-from utils.run.files import lock, refuse_links, replace
+from utils.run.files import check_open, lock, missing, refuse_links, replace, unmake
 from utils.run.logger import FILES, Logger, make_folder
 from utils.run.signals import Stop
 
@@ -156,11 +157,17 @@ class Session:
     def __init__(self, command, env, shapes, began):
         sinks.check(command.config.log)
         memory.check(command.config, env, shapes, command.seeds)
+        check_open(command.seeds)
         backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
         began, run, self.runs = began or time.perf_counter(), config.run, []
-        self.folder = Path(command.run or make_folder(command.logdir, run.env, run.seed))
+        new = [] if command.run else missing(command.logdir or "runs")
         with contextlib.ExitStack() as undo:
+            undo.callback(unmake, new)  # what fails leaves nothing
+            self.folder = Path(command.run or make_folder(command.logdir, run.env, run.seed))
+            new += [] if command.run or command.logdir else [self.folder]
+            if new:
+                undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
             undo.callback(self._close)
             for n in range(command.seeds):
                 one, folder = reseeded(config, run.seed + n), self.folder

@@ -24,6 +24,7 @@ from utils.run.files import lock
 from utils.run.logger import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST_SEEDS = 1000  # every run is planned before the first one starts
 POINTS = 50  # maximum number in a stored learning curve
 
 
@@ -251,6 +252,7 @@ def parsed(parser, argv):
 
     Raises: ConfigError."""
     flags = parser.parse_args(argv)
-    if flags.seeds < 1:
-        parser.error(f"--seeds: expected a whole number of at least 1, found {flags.seeds}")
+    if not 1 <= flags.seeds <= MOST_SEEDS:
+        parser.error(
+            f"--seeds: expected a whole number from 1 to {MOST_SEEDS}, found {flags.seeds}")
     return flags
