@@ -118,8 +118,10 @@ def test_folders_are_made_all_or_none(tmp_path):
     with pytest.raises(OSError):
         files.make(tmp_path / "a" / "b", tmp_path / "file" / "c")
     assert os.listdir(tmp_path) == ["file"]
-    files.make(tmp_path / "a" / "b", tmp_path / "a" / "c")
+    made = files.make(tmp_path / "a" / "b", tmp_path / "a" / "c")
     assert sorted(os.listdir(tmp_path / "a")) == ["b", "c"]
+    files.unmake(made)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_message_has_one_line_of_at_most_200_columns_with_its_begin_and_end():

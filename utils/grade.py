@@ -46,11 +46,7 @@ def main(argv=None):
         if not tasks:
             raise ConfigError(f"--week {flags.week}: has no automatic tests, it is marked by hand")
         folders = _folders(flags)
-        if flags.csv:
-            _check_file(flags.csv)
-        files.make(*folders.values())
-        if flags.csv:
-            _write_table(flags.csv, tasks, {})
+        _prepare(folders.values(), tasks, flags.csv)
     except (ValueError, OSError) as error:
         return cli.complain(error, "utils.grade")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -76,6 +72,18 @@ def _folders(flags):
         names[name] = folder
     results = flags.results or (CLASS if several else Path())
     return {folder: results / name if several else results for name, folder in names.items()}
+
+
+def _prepare(folders, tasks, table):
+    """Make the folders of the results and an empty table; what fails leaves no folder."""
+    made = files.make(*folders)
+    try:
+        if table:
+            _check_file(table)
+            _write_table(table, tasks, {})
+    except (ValueError, OSError):
+        files.unmake(made)
+        raise
 
 
 def _check(folder):

@@ -52,7 +52,7 @@ def check_open(runs):
 
 
 def make(*folders):
-    """Create folders with their parents: all, or none where one of them fails.
+    """Create folders with their parents, all, or none where one fails: -> the new ones
 
     Raises: OSError."""
     new = []
@@ -63,6 +63,7 @@ def make(*folders):
     except OSError:
         unmake(new)
         raise
+    return new
 
 
 def missing(folder):
