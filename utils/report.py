@@ -208,7 +208,7 @@ def _heads(_, folder, material):
 def _latents(_, folder, material):
     found, path = studies.latents(material), folder / "latents.png"
     figures.save(path, partial(figures.latents, planes=found.planes, colours=found.colours,
-                               usage=found.usage))
+                               usage=found.usage, names=naming.actions(material.agent.env)))
     counts = found.usage[1]
     return Made((path,), "The first two principal components explain "
                 f"{100 * found.shares.sum():.0f}% of the variance; a latent uses "

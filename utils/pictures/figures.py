@@ -272,11 +272,11 @@ def _calibration(ax, calibration):
 # ------------------------------------------------------------------------------------------------
 
 
-def latents(figure, planes, colours, usage):
+def latents(figure, planes, colours, usage, names):
     """Posterior states projected to planes, coloured by several quantities; the usage of classes.
 
-    Shapes: planes {axis label: [N, 2]}; colours {title: [N]}, integers for classes;
-    usage [S, K], and the number of classes [S] that each latent uses."""
+    Shapes: planes {axis label: [N, 2]}; colours {title: [N]}, integers for actions
+    with these names; usage [S, K], and the number of classes [S] that each latent uses."""
     grid = _grid(figure, [3.0] * 2 * len(planes) + [3.4], 2)
     for plane, (label, places) in enumerate(planes.items()):
         for index, (title, values) in enumerate(colours.items()):
@@ -287,7 +287,8 @@ def latents(figure, planes, colours, usage):
             bar = figure.colorbar(dots, ax=ax, pad=0.02)
             bar.ax.tick_params(labelsize="small")
             if values.dtype.kind == "i":
-                bar.set_ticks(range(values.max() + 1))
+                shown = range(values.max() + 1)
+                bar.set_ticks(shown, labels=[names[n] for n in shown])
     _usage(figure, grid[-1, :], *usage)
 
 
@@ -295,7 +296,7 @@ def _dots(ax, places, values):
     from matplotlib.colors import ListedColormap
 
     look = {"cmap": "viridis"}
-    if values.dtype.kind == "i":  # classes
+    if values.dtype.kind == "i":  # actions
         count = values.max() + 1
         colours = [SEED_COLOURS[n % len(SEED_COLOURS)] for n in range(count)]
         look = {"cmap": ListedColormap(colours), "vmin": -0.5, "vmax": count - 0.5}
