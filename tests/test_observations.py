@@ -8,6 +8,7 @@ import pytest
 from PIL import ImageColor
 
 import gymnax_wrappers
+from tests.test_drawings import advance, begin, make
 from utils.pictures import names, observations
 from utils.pictures.drawings import GROUND, MINATAR, SIZE, draw
 from utils.run.curves import VERMILION
@@ -15,9 +16,8 @@ from utils.run.curves import VERMILION
 
 def _start(name):
     """(Environment, state, observation) of a first row."""
-    env = gymnax_wrappers.make(name)
-    x, state = env.env.reset_env(jax.random.key(3), env.params)
-    return env, jax.device_get(state), np.asarray(env.observation(x))
+    env = make(name)
+    return env, *jax.device_get(begin(env, jax.random.key(3)))
 
 
 @pytest.mark.parametrize("name", observations.STATES)
@@ -87,16 +87,15 @@ def test_every_action_of_a_known_environment_has_a_name_and_others_have_numbers(
 ])
 def test_an_action_moves_the_agent_as_its_name_says(name, part, moves):
     env, state, _ = _start(name)
-    params = env.params
     if name == "Freeway-MinAtar":
         state = state.replace(move_timer=np.int32(0))
     if name == "FourRooms-misc":
-        params = params.replace(fail_prob=0.0)
+        env = gymnax_wrappers.make(name, changes={"fail_prob": 0.0})
         state = state.replace(pos=np.array([3, 3]))
     state, before = jax.tree.map(jnp.asarray, state), np.asarray(getattr(state, part))
     force = name in ("CartPole-v1", "MountainCar-v0")  # only the direction is known
     for action, way in moves.items():
         number = names.actions(env).index(action)
-        _, after, *_ = env.env.step_env(jax.random.key(0), state, np.int32(number), params)
+        after, _ = advance(env, jax.random.key(0), state, np.int32(number))
         moved = np.asarray(getattr(after, part)) - before
         np.testing.assert_array_equal(np.sign(moved) if force else moved, way, action)
