@@ -76,7 +76,7 @@ from jaxmodels_nnx import (
     make_decoder,
     make_encoder,
 )
-from utils.core import cli, cpu_layers, devices
+from utils.core import cli, devices, fast_forms
 from utils.core import replay as replay_buffer
 from utils.core.devices import DEVICES
 from utils.core.references import REFERENCES
@@ -161,7 +161,6 @@ class Program:
     networks: nnx.GraphDef
     critic: nnx.GraphDef
     optimizer: optax.GradientTransformation
-    on_cpu: bool  # whether the layers take the forms that are fast on a CPU
 
 
 # ---- Robust predictions (Eq. 8-11) ---------------------------------------------------------------
@@ -204,7 +203,7 @@ def twohot_loss(logits, target, bins):
 
     Shapes: logits [..., V], target [...], bins [V] -> [...]."""
     target = jnp.clip(target, bins[0], bins[-1])
-    below = jnp.searchsorted(bins, target, side="right") - 1
+    below = fast_forms.count_at_most(bins, target) - 1
     below = jnp.clip(below, 0, bins.shape[0] - 2)
     share = (target - bins[below]) / (bins[below + 1] - bins[below])
     two = jnp.take_along_axis(logits, jnp.stack([below, below + 1], -1), -1)
@@ -313,7 +312,7 @@ class Actor(nnx.Module):
     def __call__(self, s):
         x = self.mlp(s)
         if self.discrete:
-            return Categorical(self.out(x))
+            return Categorical(self.out(x).astype(jnp.float32))
         return bounded_normal(self.out(x), self.out_std(x), self.model)
 
 
@@ -349,11 +348,11 @@ class Frozen(NamedTuple):
 
 
 def assemble(program, params):
-    """The Networks with these weights; on a CPU with the layers of utils/core/cpu_layers.py
+    """The Networks with these weights, in the forms of utils/core/fast_forms.py
 
-    Call it outside of the loop that uses them: on a CPU, weights are rearranged here."""
+    Call it outside of the loop that uses them: weights are rearranged or rounded here."""
     networks = nnx.merge(program.networks, params)
-    return cpu_layers.swap_in(networks) if program.on_cpu else networks
+    return fast_forms.swap_in(networks, program.config.model.compute_dtype)
 
 
 def freeze(program, params, slow_critic):
@@ -362,7 +361,7 @@ def freeze(program, params, slow_critic):
     On a CPU its counterpart StepByStep, with the same `predict`, `networks`, `slow_critic`."""
     networks = assemble(program, jax.lax.stop_gradient(params))
     frozen = Frozen(networks=networks, slow_critic=nnx.merge(program.critic, slow_critic))
-    return cpu_layers.StepByStep(frozen) if program.on_cpu else frozen
+    return fast_forms.swap_in_frozen(frozen, program.config.model.compute_dtype)
 
 
 def swap_time_and_batch(tree):
@@ -410,7 +409,7 @@ def observe(world, start, batch, key):
 
     inputs = swap_time_and_batch((batch.a[:, :-1], tokens, batch.is_first[:, 1:]))
     keys = jax.random.split(key, tokens.shape[1])
-    _, outputs = jax.lax.scan(step, start, (*inputs, keys))
+    _, outputs = fast_forms.scan(step, start, (*inputs, keys))
     return swap_time_and_batch(outputs)
 
 
@@ -472,7 +471,7 @@ def imagine(networks, start, steps, key):
         a = networks.actor(s).sample(action_key)
         return imagine_step(networks.world, latent, a, latent_key), (s, a)
 
-    last, (s, a) = jax.lax.scan(step, start, jax.random.split(key, steps))
+    last, (s, a) = fast_forms.scan(step, start, jax.random.split(key, steps))
     s, a = swap_time_and_batch((s, a))
     return Imagined(s=jnp.concatenate([s, features(last)[:, None]], 1), a=a)
 
@@ -491,7 +490,7 @@ def lambda_returns(r, c, values, lambda_):
 
     lambda_ = jnp.broadcast_to(lambda_, r.shape)
     inputs = swap_time_and_batch((r[:, 1:], c[:, 1:], values[:, 1:], lambda_[:, 1:]))
-    _, returns = jax.lax.scan(step, values[:, -1], inputs, reverse=True)
+    _, returns = fast_forms.scan(step, values[:, -1], inputs, reverse=True)
     return swap_time_and_batch(returns)
 
 
@@ -670,13 +669,14 @@ def adaptive_gradient_clipping(limit, floor):
     Source: Brock et al. 2021, one norm per whole tensor as in the official code (golden file
     6_optimizer).
     Differs: `optax.adaptive_grad_clip` takes one norm per output unit."""
-    clip = partial(_clip, limit, floor)
-    return optax.stateless(lambda grads, weights: jax.tree.map(clip, grads, weights))
+    return optax.stateless(partial(_clip, limit, floor))
 
 
-def _clip(limit, floor, grad, weight):
-    allowed = limit * jnp.maximum(floor, jnp.linalg.norm(weight.ravel()))
-    return grad / jnp.maximum(1.0, jnp.linalg.norm(grad.ravel()) / allowed)
+def _clip(limit, floor, grads, weights):
+    tensors, tree = jax.tree.flatten(grads)
+    allowed = limit * jnp.maximum(floor, fast_forms.norms(jax.tree.leaves(weights)))
+    excess = jnp.maximum(1.0, fast_forms.norms(tensors) / allowed)
+    return jax.tree.unflatten(tree, [grad / more for grad, more in zip(tensors, excess)])
 
 
 def learning_rate(peak, warmup, final, updates):
@@ -715,7 +715,8 @@ def train_step(program, state, batch, key):
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
-    metrics |= {"optimizer/grad_norm": optax.tree.norm(grads)}
+    norms = fast_forms.norms(jax.tree.leaves(grads))
+    metrics |= {"optimizer/grad_norm": jnp.linalg.norm(norms)}
     state = AgentState(params=params, slow_critic=slow_critic, opt_state=opt_state,
                        return_range=aux.return_range, step=state.step + 1)
     return state, aux.latent, metrics
@@ -887,8 +888,7 @@ def build(config, env):
     rows = (config.run.steps - config.run.prefill) * config.run.train_ratio
     updates = round(rows / (config.replay.batch * config.replay.length))
     program = Program(config=config, env=env, networks=networks, critic=critic,
-                      optimizer=laprop(config.optimizer, updates),
-                      on_cpu=jax.default_backend() == "cpu")
+                      optimizer=laprop(config.optimizer, updates))
     return program, shapes
 
 

@@ -1,8 +1,8 @@
 """Networks, independent of reinforcement learning: layers, MLP, block GRU, encoders, decoders.
 
-Each layer is written in its plain form, which is also the fast one on an accelerator. On a CPU,
-dreamer.py replaces some of them by faster ones that compute the same numbers
-(utils/core/cpu_layers.py).
+Each layer is written in its plain form. dreamer.py replaces some of them by forms that compute the
+same numbers faster on a CPU (utils/core/fast_forms.py). A layer computes in the type of its matrix,
+which is float32 or bfloat16; norms and the outputs of heads are float32.
 
 Layers hold parameters only (no random streams, no averages), so a merged module can be used inside
 `jax.jit` and `jax.lax.scan`. Sizes, initial values and the order of operations follow the official
@@ -44,7 +44,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        return x @ self.kernel[...] + self.bias[...]
+        kernel = self.kernel[...]
+        return x.astype(kernel.dtype) @ kernel + self.bias[...]
 
 
 class RMSNorm(nnx.Module):
@@ -57,8 +58,9 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x):
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        return x * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]
+        y = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+        return (y * jax.lax.rsqrt(mean_square + self.eps) * self.scale[...]).astype(x.dtype)
 
 
 class Hidden(nnx.Module):
@@ -99,7 +101,7 @@ class Head(nnx.Module):
         self.out = Linear(units, outputs, rngs, outscale)
 
     def __call__(self, x):
-        return self.out(self.mlp(x))
+        return self.out(self.mlp(x)).astype(jnp.float32)
 
 
 class BlockLinear(nnx.Module):
@@ -113,9 +115,9 @@ class BlockLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x):
-        blocks, inputs, _ = self.kernel[...].shape
-        pieces = x.reshape(*x.shape[:-1], blocks, inputs)
-        y = jnp.einsum("...gi,gio->...go", pieces, self.kernel[...])
+        kernel = self.kernel[...]
+        pieces = x.astype(kernel.dtype).reshape(*x.shape[:-1], *kernel.shape[:2])
+        y = jnp.einsum("...gi,gio->...go", pieces, kernel)
         return y.reshape(*x.shape[:-1], -1) + self.bias[...]
 
 
@@ -163,7 +165,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x):
         layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, self.kernel[...], (1, 1), "SAME",
+        kernel = self.kernel[...]
+        y = jax.lax.conv_general_dilated(x.astype(kernel.dtype), kernel, (1, 1), "SAME",
                                          dimension_numbers=layout)
         return y + self.bias[...]
 
@@ -255,7 +258,8 @@ class ConvDecoder(nnx.Module):
         """Apply all stages to seed maps: [N, h, w, channels] -> [N, H, W, C]"""
         for conv, norm, size in zip(self.convs, self.norms, self.stages[-2:0:-1]):
             x = jax.nn.silu(norm(conv(upsample(x, *size))))
-        return jax.nn.sigmoid(self.convs[-1](upsample(x, *self.stages[0])))
+        x = self.convs[-1](upsample(x, *self.stages[0]))
+        return jax.nn.sigmoid(x.astype(jnp.float32))
 
 
 class VectorDecoder(nnx.Module):

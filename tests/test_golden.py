@@ -21,7 +21,7 @@ from numpy.testing import assert_array_equal
 import dreamer
 import jaxmodels_nnx as models
 from dreamer import Latent
-from utils.core import cpu_layers
+from utils.core import fast_forms
 from utils.core.config import load
 from utils.core.devices import on_one_device
 from utils.run.arrays import flatten, unflatten
@@ -118,8 +118,13 @@ def renamed(arrays, layers, prefix="param:"):
             for layer, leaf in paths if layer in layers}
 
 
-FORMS = ("plain", "cpu")  # of the layers: jaxmodels_nnx.py, utils/core/cpu_layers.py
-both_forms = pytest.mark.parametrize("form", FORMS)
+# What makes the layers of jaxmodels_nnx.py the forms of utils/core/fast_forms.py. bfloat16 keeps 8
+# bits of a number, so it has a test with a tolerance of its own.
+FORMS = {"plain": lambda world: world, "cpu": fast_forms.fast,
+         "gpu": partial(fast_forms.rounded, dtype="float32"),
+         "bfloat16": partial(fast_forms.rounded, dtype="bfloat16")}
+EXACT = ("plain", "cpu", "gpu")
+both_forms = pytest.mark.parametrize("form", EXACT)
 
 
 def module(make, arrays):
@@ -132,8 +137,7 @@ def module(make, arrays):
 def world_model(model, x_shape, arrays, form):
     """A world model for observations of this shape, with three continuous actions."""
     env = SimpleNamespace(x_shape=x_shape, is_image=len(x_shape) == 3, action_size=3)
-    world = module(partial(dreamer.WorldModel, model, env), arrays)
-    return cpu_layers.fast(world) if form == "cpu" else world
+    return FORMS[form](module(partial(dreamer.WorldModel, model, env), arrays))
 
 
 # ---- Single layers -------------------------------------------------------------------------------
@@ -322,7 +326,7 @@ def test_the_straight_through_gradient_is_official():
 # ---- The recurrent state-space model -------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=EXACT)
 def rssm(request):
     """The recorded RSSM in a world model whose encoder is as wide as the recorded tokens."""
     arrays = renamed(recorded("3_rssm_blocks4"), RSSM)
@@ -372,6 +376,29 @@ def test_a_step_on_real_data_is_official_and_forgets_the_past_where_an_episode_b
     assert_close(probs, mixed(data["obs_post_logits"]))
     logits = jax.jit(rssm.posterior)(jnp.concatenate([latent.h, data["tokens"]], -1))
     assert_close(logits.reshape(5, 4, 4), data["obs_post_logits"])
+
+
+@pytest.mark.sequence_step
+@pytest.mark.observe_step
+def test_in_bfloat16_a_step_and_its_gradients_are_official_to_its_rounding():
+    data = recorded("3_rssm_blocks4")
+    world = world_model(replace(MODEL, units=10), (2,), renamed(data, RSSM), "bfloat16")
+    past = Latent(data["deter"], data["stoch"])
+    step = jax.jit(partial(step_and_gradients, world))
+    h, (to_latent, _) = step((past, data["action"]), data["grad_weight"])
+    off(h, data["next_deter"], 0.02)
+    off(to_latent.h, data["grad_deter"], 0.02)
+    off(to_latent.z, data["grad_stoch"], 0.05)
+    observe_step = jax.jit(partial(dreamer.observe_step, world))
+    latent, probs = observe_step(past, data["action"], data["tokens"], data["reset"], KEY)
+    off(latent.h, data["obs_next_deter"], 0.02)
+    off(probs, mixed(data["obs_post_logits"]), 0.03)
+
+
+def off(actual, expected, tolerance):
+    """The error is within this share of the largest number, and there is one: it was rounded."""
+    error = np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+    assert 1e-5 < error <= tolerance and actual.dtype == jnp.float32, f"off by {error:.1e}"
 
 
 # ---- Encoder and decoder -------------------------------------------------------------------------

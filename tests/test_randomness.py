@@ -256,6 +256,6 @@ def test_each_step_of_an_evaluation_has_a_key_of_its_own_and_another_evaluation_
     monkeypatch.setattr(dreamer, "start_episodes", start_drawn)
     monkeypatch.setattr(dreamer, "play", play_and_end_one)
     config = SimpleNamespace(run=SimpleNamespace(eval_episodes=N, eval_limit=2 * N))
-    program = dreamer.Program(config, None, None, None, None, on_cpu=False)
+    program = dreamer.Program(config, None, None, None, None)
     found = [dreamer.evaluate(program, None, key) for key in KEYS]
     assert repeated(*(number for pair in found for number in pair)) == 0.0

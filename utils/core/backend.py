@@ -1,4 +1,4 @@
-"""Settings of jax before it compiles anything: cache on disk, precision of matrix products."""
+"""Settings of jax before it compiles anything: the cache of compiled programs on disk."""
 
 import hashlib
 import os
@@ -12,16 +12,12 @@ import jax
 
 from utils.core.machine import processor
 
-# bfloat16: operands of products are rounded to bfloat16 and summed in float32, where the device
-# supports it (GPU, TPU). A CPU computes in float32 regardless. Everything else is float32.
-PRODUCTS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
 # A warning of jax.
 DAMAGED = re.compile(r"Error reading persistent compilation cache entry for '(\w+)'")
 
 
 def set_up(config):
     """Configure jax for runs of `config`; a compilation cache that the user has set is kept."""
-    jax.config.update("jax_default_matmul_precision", PRODUCTS[config.model.compute_dtype])
     folder = cache_folder()
     if config.run.compile_cache and folder and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -4,7 +4,7 @@ import ctypes
 import logging
 import os
 import sys
-from importlib import metadata
+from importlib import metadata, util
 
 from utils.core import start
 
@@ -14,11 +14,12 @@ from utils.core import start
 LEAN = "--xla_cpu_use_fusion_emitters=false"
 # Jax 0.11 aborts on that flag, but its compiler for the CPU knows the same choice by another name:
 # a run peaks at 1.0 instead of 2.0 GB. The name alone counts: "=false" chooses the older one too.
-# The compilers for GPUs skip extra options whose names start with xla_.
+# Only where there is no GPU, whose compiler is given such options too.
 EXTRA = "xla_backend_extra_options"
 LEAN_LATER = f"--{EXTRA}=xla_cpu_disable_new_fusion_emitters=true"
 # LLVM's level 1 instead of 3: the same chunk compiles in 9.0 instead of 10.8 s (13.5 and 17.0 s of
-# CPU time), the initial weights in less than half the time; updates take the same time.
+# CPU time), the initial weights in less than half the time; updates take the same time. A GPU's
+# compiler reads this flag too, so it is set only where there is no GPU.
 QUICK = "--xla_backend_optimization_level=1"
 # For long runs of large models: the newer code generator emits full-width vector instructions where
 # the older one does not (in a loop that overwrites its own input). An update of size1m takes 300
@@ -51,12 +52,23 @@ def start_jax():
 
 def _set_flags():
     given = os.environ.get("XLA_FLAGS", "")
-    flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}", QUICK]
+    flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}"]
+    flags += [QUICK] if _only_a_cpu() else []
     if not _removed():
         flags.append(LEAN)
-    elif EXTRA not in given:  # extra options add up: ours could not be taken back by the user's
+    elif _only_a_cpu() and EXTRA not in given:  # options add up: a user could not take ours back
         flags.append(LEAN_LATER)
     os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
+
+
+def _only_a_cpu():
+    """Whether jax can find nothing but CPUs: it is told so, or no plugin for another device is here
+
+    (jax itself cannot be asked yet, because it reads the flags when it looks)."""
+    if wanted := os.environ.get("JAX_PLATFORMS"):
+        return wanted == "cpu"
+    found = metadata.entry_points(group="jax_plugins") or util.find_spec("jax_plugins")
+    return not (found or util.find_spec("libtpu"))
 
 
 def compile_in_full(function, program, *arguments):

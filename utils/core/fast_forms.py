@@ -1,31 +1,71 @@
-"""The layers of jaxmodels_nnx.py in forms that are fast on a CPU.
+"""The forms of layers, loops and norms that are fast on the device at hand.
 
-XLA compiles some plain forms badly for a CPU: it copies weights at every step of a loop, its
+Everywhere else in the project they stand in the plain form. `on_cpu` decides: on a CPU the layers
+are swapped, on any other device the loops and the norms. All forms compute the same numbers; only
+the order of sums differs. tests/test_fast_forms.py compares values and gradients, docs/speed.md has
+the measurements.
+
+On a CPU, XLA compiles some plain layers badly: it copies weights at every step of a loop, its
 convolutions take many times as long as matrix products, and the activations of all imagined states
-at once do not fit the cache. The layers here compute the same numbers from the same weights; only
-the order of sums differs. On a CPU, `swap_in` replaces the plain layers when the networks are
-assembled. A test compares values and gradients. docs/speed.md has the
-measurements, all with jax 0.10.2.
+at once do not fit the cache.
+
+A GPU needs 2 microseconds for a kernel, however small. There an update is limited by their number,
+and what was a loop of small kernels is one large one wherever it can be.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 import jaxmodels_nnx as plain
 
 FEW_ROWS = 64  # with fewer, the plain gradient is faster (measured with 16; not with 1,024)
 PIXELS = 2**14  # of all images that a convolution processes at once: these fit the cache
+STEPS = 8  # of a loop that are one piece on a GPU: what they share is computed once for all eight
+ROW = 1024  # numbers of one tensor that `norms` sums at once on a GPU
 
 
-def swap_in(networks):
-    """Replace the layers of freshly merged networks by those of this module, in place.
+def on_cpu():
+    """Whether programs are compiled for a CPU."""
+    return jax.default_backend() == "cpu"
 
-    Weights are read here, once: call it outside the loop that uses the networks."""
+
+def swap_in(networks, dtype):
+    """Freshly merged networks with the layers that are fast here, swapped in place.
+
+    On a CPU these are the layers of this module. Elsewhere matrix products and what lies between
+    them are computed in `dtype`, which a CPU could only emulate. Weights are read here, once: call
+    it outside the loop that uses the networks."""
+    if not on_cpu():
+        return rounded(networks, dtype)
     fast(networks.world)
     networks.actor = TimeFirst(fast(networks.actor))
     networks.critic = TimeFirst(fast(networks.critic))
     return networks
+
+
+def swap_in_frozen(frozen, dtype):
+    """The same for a dreamer.Frozen, whose networks are swapped already: its slow critic."""
+    if on_cpu():
+        return StepByStep(frozen)
+    rounded(frozen.slow_critic, dtype)
+    return frozen
+
+
+def rounded(module, dtype):
+    """Round the matrices and biases of a module to a type, in place; norms keep float32.
+
+    A layer computes in the type of its matrix (jaxmodels_nnx.py)."""
+    for _, part in list(nnx.iter_modules(module)):
+        part.__class__ = ON_A_GPU.get(type(part), type(part))
+        if hasattr(part, "kernel"):
+            part.kernel = nnx.Param(part.kernel[...].astype(dtype))
+            part.bias = nnx.Param(part.bias[...].astype(dtype))
+    return module
 
 
 def fast(module):
@@ -35,6 +75,107 @@ def fast(module):
         if isinstance(getattr(part, "sequence", None), plain.BlockGRU):
             part.sequence = FastBlockGRU(part.sequence)
     return module
+
+
+# ---- Loops and norms on a GPU --------------------------------------------------------------------
+
+
+def norms(tensors):
+    """The norm ‖x‖ of each tensor of a list, as one array.
+
+    On a GPU, all tensors are cut into rows, and two kernels sum them: a tensor at a time, the 150
+    norms of an update would be as many kernels and more."""
+    if on_cpu():
+        return jnp.stack([jnp.linalg.norm(x.ravel()) for x in tensors])
+    rows = [jnp.pad(x.ravel(), (0, -x.size % ROW)).reshape(-1, ROW) for x in tensors]
+    owner = np.repeat(np.arange(len(rows)), [len(some) for some in rows])
+    squares = jnp.sum(jnp.square(jnp.concatenate(rows)), -1)
+    return jnp.sqrt(jnp.sum(squares * (owner == np.arange(len(rows))[:, None]), -1))
+
+
+def count_at_most(bins, x):
+    """How many of the sorted bins are at most x, for each x: [V], [...] -> [...]
+
+    By binary search, which is a loop; on a GPU, a comparison with each is one kernel."""
+    return jnp.searchsorted(bins, x, side="right", method="scan" if on_cpu() else "compare_all")
+
+
+def scan(step, start, inputs, reverse=False):
+    """jax.lax.scan(step, start, inputs, reverse=reverse)
+
+    On a GPU eight steps are one piece, and the gradient is computed in another order: see
+    `_scan_backward`."""
+    if on_cpu():
+        return jax.lax.scan(step, start, inputs, reverse=reverse)
+    one = jax.tree.map(lambda x: x[0], inputs)
+    step, weights = jax.closure_convert(step, start, one)  # weights: what `step` closes over
+    return _scan(step, reverse, weights, start, inputs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(step, reverse, weights, start, inputs):
+    return jax.lax.scan(lambda state, x: step(state, x, *weights), start, inputs,
+                        reverse=reverse, unroll=STEPS)
+
+
+def _scan_forward(step, reverse, weights, start, inputs):
+    """The same loop, which keeps the state before each step and nothing else for the gradient."""
+    def keep(state, x):
+        after, y = step(state, x, *weights)
+        return after, (state, y)
+
+    last, (before, outputs) = jax.lax.scan(keep, start, inputs, reverse=reverse, unroll=STEPS)
+    return (last, outputs), (weights, before, inputs)
+
+
+def _scan_backward(step, reverse, kept, slopes):
+    """The gradient: first of all states, step by step; then of all else, of all steps at once.
+
+    jax.lax.scan would write what each step needs for its gradient, dozens of small arrays, and add
+    every step's gradient of every weight to a sum. Here a step is computed again when its gradient
+    is due, and each weight has one large product for all steps."""
+    (weights, before, inputs), (last_slope, output_slopes) = kept, slopes
+
+    def back(slope, now):
+        state, x, output_slope = now
+        _, pull = jax.vjp(lambda state: step(state, x, *weights), state)
+        return *pull((slope, output_slope)), slope
+
+    start_slope, after_slopes = jax.lax.scan(
+        back, last_slope, (before, inputs, output_slopes), reverse=not reverse, unroll=STEPS)
+    steps = jax.vmap(lambda weights, state, x: step(state, x, *weights), (None, 0, 0))
+    _, pull = jax.vjp(lambda weights, inputs: steps(weights, before, inputs), weights, inputs)
+    weight_slopes, input_slopes = pull((after_slopes, output_slopes))
+    return weight_slopes, start_slope, input_slopes
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+@jax.custom_vjp
+def by_rows(x):
+    """x, whose gradient lies in memory row after row."""
+    return x
+
+
+def _by_rows_backward(_, slope):
+    return (with_layout_constraint(slope, Layout(range(slope.ndim))),)
+
+
+by_rows.defvjp(lambda x: (x, None), _by_rows_backward)
+
+
+class NormByRows(plain.RMSNorm):
+    """A norm whose gradient is computed along rows.
+
+    XLA lets products write gradients column after column; the sums over rows in the gradient of a
+    norm then take a kernel more."""
+
+    def __call__(self, x):
+        return by_rows(super().__call__(by_rows(x)))
+
+
+# ---- Layers on a CPU -----------------------------------------------------------------------------
 
 
 @jax.custom_vjp
@@ -185,3 +326,4 @@ def _swap(tree):
 
 FAST = {plain.Linear: FastLinear, plain.Conv: FastConv, plain.ConvEncoder: FastConvEncoder,
         plain.ConvDecoder: FastConvDecoder}
+ON_A_GPU = {plain.RMSNorm: NormByRows}
