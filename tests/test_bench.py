@@ -16,7 +16,7 @@ from tests import pages, sharing
 from utils import bench
 from utils.core import xla
 from utils.core.settings import MAY_CHANGE
-from utils.study import runs
+from utils.study import launches, runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -29,6 +29,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
     (["--scaling", "--batch", "8"], r"--scaling: .*with other flags"),
     (["--sise", "size1m"], r"--sise"),
     (["--table"], r"bench\.json: no such file"),
+    (["--launches", "h1000"], r"--launches: .*'h1000'.*h100"),
 ])
 def test_a_wrong_flag_is_one_line_and_status_2(flags, said, capsys, tmp_path):
     assert bench.main([*flags, "--results", str(tmp_path / "new")]) == 2
@@ -158,6 +159,73 @@ def test_without_malloc_trim_nothing_is_called(monkeypatch, system, libc):
     monkeypatch.setattr(xla.sys, "platform", system)
     monkeypatch.setattr(xla.ctypes, "CDLL", lambda name: libc)
     xla.compile_in_full(Lowered(), SimpleNamespace(config=bench._config(bench.POINTS[0])))
+
+
+# ---- Launches ------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+%fused_slice (parameter_0.1: f32[8,4]) -> f32[4] {
+  %parameter_0.1 = f32[8,4]{1,0} parameter(0)
+  ROOT %slice.1 = f32[1,4]{1,0} slice(%parameter_0.1), slice={[0:1], [0:4]}
+}
+
+%body (state: (s32[], f32[16,32])) -> (s32[], f32[16,32]) {
+  %state = (s32[], f32[16,32]{1,0}) parameter(0)
+  %x = f32[16,32]{1,0} get-tuple-element(%state), index=1
+  %w = f32[32,16]{1,0} constant({...})
+  %product = (f32[16,16]{1,0}, s8[4096]{0}) custom-call(%x, %w), custom_call_target="__cublas", \
+backend_config={"lhs_contracting_dimensions":["1"]}
+  %copy.1 = f32[16,32]{1,0} copy(%x)
+  ROOT %tuple = (s32[], f32[16,32]{1,0}) tuple(%state, %copy.1)
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[1,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %while.1 = (s32[], f32[16,32]{1,0}) while(%a), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %fusion.1 = f32[1,4]{1,0} fusion(%a), kind=kLoop, calls=%fused_slice
+}
+""".replace("\\\n", "")
+
+
+def test_a_launch_is_a_kernel_or_copy_as_often_as_its_loop_runs():
+    card = launches.Card("", launch=1.0, bandwidth=1000.0, rate=1e9)
+    cost = launches.count(PROGRAM, card)
+    product, copy, cut = 4 * (16 * 32 + 32 * 16 + 16 * 16), 4 * 2 * 16 * 32, 2 * 4 * 4
+    assert cost.launches == 3 * 2 + 1
+    assert cost.bytes == 3 * (product + copy) + cut  # scratch memory and the rest of `a` are not
+    assert cost.seconds == pytest.approx(3 * (product + copy) / 1000 + 1.0)
+    slow = card._replace(rate=2 * 16 * 32 * 16 / 60)  # products then take a minute
+    assert launches.count(PROGRAM, slow).seconds == pytest.approx(3 * (60 + copy / 1000) + 1.0)
+
+
+def test_a_small_program_is_compiled_for_a_card_that_is_not_here():
+    try:
+        shapes = jax.ShapeDtypeStruct((32, 32), jnp.float32)
+        compiled = launches.compiled(_ten_steps, shapes, launches.H100)
+    except ValueError as error:
+        pytest.skip(str(error))
+    cost = launches.count(compiled.as_text(), launches.H100)
+    assert 20 <= cost.launches <= 50 and cost.seconds < 1e-3  # ten products, ten sines
+    assert compiled.memory_analysis().argument_size_in_bytes == 32 * 32 * 4
+
+
+def _ten_steps(x):
+    """Ten steps of a product and a sine."""
+    return jax.lax.scan(lambda x, _: (jnp.sin(x @ x), None), x, length=10)[0]
+
+
+@pytest.mark.parametrize("kept", [{}, {"points": [{"name": "default"}]}])
+def test_launches_are_written_beside_what_was_measured(kept, monkeypatch, tmp_path, capsys):
+    found = {"launches": 3500, "moved_gb": 2.0, "estimate_ms": 7.0, "memory_gb": 0.2}
+    monkeypatch.setattr(bench, "counted", lambda point, card, seeds: {"name": point.name} | found)
+    if kept:
+        (tmp_path / bench.RESULTS).write_text(json.dumps(kept))
+    assert bench.main(["--launches", "h100", "--results", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / bench.RESULTS).read_text())
+    assert report.keys() == kept.keys() | {"launches"} and len(report["launches"]["points"]) == 6
+    assert "default" in capsys.readouterr().out and "3,500" in bench._launched(report["launches"])
 
 
 def test_the_compilation_cache_can_be_disabled_on_resume():

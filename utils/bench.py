@@ -1,10 +1,12 @@
 """Measures the cost of updates, environment steps and start-up on this machine.
 
     python -m utils.bench
+    python -m utils.bench --launches h100
 
 Each point is measured in its own process, one after the other. Times are medians ± half the
 interquartile range. A unit is the time of one 2048 x 2048 x 2048 float32 matrix product, measured
-in the same process, so that results of different machines can be compared.
+in the same process, so that results of different machines can be compared. With --launches nothing
+is measured: updates are compiled for a card that need not be here, and what they launch is counted.
 """
 
 import json
@@ -27,12 +29,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import dreamer
 import gymnax_wrappers
-from utils.core import cli, cpu_layers, devices, xla
+from utils.core import cli, devices, fast_forms, xla
 from utils.core import config as configuration
 from utils.core.machine import machine
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
 from utils.run import files
-from utils.study import charts, runs
+from utils.study import charts, launches, runs
 
 RESULTS, POINT, PICTURE, FIGURES = "bench.json", "point.json", "scaling.png", "scaling.json"
 UNIT = 2 * 2048**3  # floating-point operations
@@ -59,6 +61,17 @@ POINTS = (
     Point("size12m", "size12m", FOUR),
     Point("size12m, images", "size12m", ONE, pictures=True),
 )
+HALF = (*PAPER, "model.compute_dtype=bfloat16", "run.devices=1", "replay.capacity=20000")
+# (point, number of seeds) of --launches
+COUNTED = (
+    (Point("default", None, HALF), 1),
+    (Point("default, ten seeds", None, HALF), 10),
+    (Point("size1m", "size1m", HALF), 1),
+    (Point("size12m", "size12m", HALF), 1),
+    (Point("size12m, images", "size12m", HALF, pictures=True), 1),
+    (Point("size200m", "size200m", HALF), 1),
+)
+TOGETHER = 4  # updates of a call in which launches are counted
 ON_A_GPU = (Point("size50m", "size50m", SIXTEEN), Point("size200m", "size200m", SIXTEEN))
 # The values of --scaling, varied one at a time; and the setting behind each flag.
 VARIED = {"batch": (2, 4, 8, 16), "length": (8, 16, 32, 64), "imagination": (4, 8, 16, 32),
@@ -93,6 +106,8 @@ def main(argv=None):
         if flags.table:
             print(table(runs.shown(flags.results / RESULTS, levels=0)))
             return 0
+        if flags.launches:
+            return _count_launches(flags)
         points = _points(flags)
         for point in points:
             _config(point)  # check it before anything runs
@@ -109,13 +124,72 @@ def main(argv=None):
     if flags.scaling:
         charts.scaling(flags.results / PICTURE, _panels(found))
     name = FIGURES if flags.scaling else RESULTS if points[:1] == POINTS[:1] else POINT
-    files.replace(flags.results / name, (json.dumps(report, indent=1) + "\n").encode())
-    print(f"written      {flags.results / name}")
+    if name == RESULTS and (flags.results / name).exists():  # launches were counted elsewhere
+        report = runs.read(flags.results / name) | report
+    _write(flags.results / name, report)
     return 0
 
 
+def _write(path, report):
+    files.replace(path, (json.dumps(report, indent=1) + "\n").encode())
+    print(f"written      {path}")
+
+
+def _count_launches(flags):
+    """Count all points for the card of the flags, beside what bench.json has: -> exit status"""
+    flags.results.mkdir(parents=True, exist_ok=True)
+    path = flags.results / RESULTS
+    report, found = runs.read(path) if path.exists() else {}, []
+    print(LAUNCH_COLUMNS)
+    for point, seeds in COUNTED:
+        found.append(counted(point, launches.CARDS[flags.launches], seeds))
+        print(_launch_line(found[-1]), flush=True)
+    counts = {"card": flags.launches, "machine": machine(), "points": found}
+    _write(path, report | {"launches": counts})
+    return 0
+
+
+def counted(point, card, seeds):
+    """What an update of a point launches on a card that need not be here -> {name: figure}
+
+    `seeds`: of so many agents at once, as --seeds trains them."""
+    program = _program(point)
+    init, several = partial(dreamer.init, program), partial(_updates_on_one, program)
+    keys = jax.random.key(0)
+    if seeds > 1:
+        init, several, keys = jax.vmap(init), jax.vmap(several), jax.random.split(keys, seeds)
+    with mock.patch.object(fast_forms, "on_cpu", lambda: False):
+        compiled = launches.compiled(several, jax.eval_shape(init, keys), card)
+    cost = launches.count(compiled.as_text(), card).times(1 / TOGETHER)
+    memory = compiled.memory_analysis()
+    memory = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return {"name": point.name, "launches": round(cost.launches), "moved_gb": cost.bytes / 1e9,
+            "estimate_ms": 1e3 * cost.seconds, "memory_gb": memory / 1e9}
+
+
 def table(report):
-    """The measurements of a report as text, with the machine above them."""
+    """The measurements of a report as text, with the machine above them, and the launches."""
+    return "\n\n".join([_measured(report), *([_launched(report["launches"])]
+                                               if "launches" in report else [])])
+
+
+def _launched(counts):
+    """The table of what updates launch."""
+    about = counts["machine"]
+    head = (f"an update of 16 x 64 rows in bfloat16, compiled for a {counts['card'].upper()}, jax "
+            f"{about['versions']['jax']}, {about['date']}; nothing is measured")
+    return "\n".join([head, "", LAUNCH_COLUMNS, *map(_launch_line, counts["points"])])
+
+
+LAUNCH_COLUMNS = f"{'':18}{'launches':>10}{'moved, GB':>12}{'estimate, ms':>14}{'memory, GB':>12}"
+
+
+def _launch_line(found):
+    return (f"{found['name']:18}{found['launches']:>10,}{found['moved_gb']:12.1f}"
+            f"{found['estimate_ms']:14.1f}{found['memory_gb']:12.2f}")
+
+
+def _measured(report):
     about = report["machine"]
     head = (f"{about['machine']['cpus']} x {about['machine']['model']}, {about['device']}, jax "
             f"{about['versions']['jax']}, {about['date']}; a unit is "
@@ -151,6 +225,12 @@ def _config(point):
                               ["run.env=CartPole-v1", "run.steps=100000", *point.sets])
 
 
+def _program(point):
+    config = _config(point)
+    env = Camera() if point.pictures else gymnax_wrappers.make(config.run.env)
+    return dreamer.build(config, env)[0]
+
+
 def _panels(found):
     """The panels for charts.scaling: the cost of an update, or of a step of all environments."""
     panels, points = {}, iter(found)
@@ -182,9 +262,8 @@ def _say(line):
 def measure(point, briefly):
     """Measure one point -> {name: figure}; `briefly`: only updates and acting."""
     _say("             compiling acting and updates")
-    config = _config(point)
-    env = Camera() if point.pictures else gymnax_wrappers.make(config.run.env)
-    program, _ = dreamer.build(config, env)
+    program = _program(point)
+    config = program.config
     envs, (updates, k) = config.run.envs, updates_per_steps(config)
     rounds = rounds_per_chunk(config)
     many = max(1, rounds * updates)
@@ -237,7 +316,7 @@ def _updates(program, state, many):
     return dreamer.on_all_devices(_updates_on_one, program, state, many)
 
 
-def _updates_on_one(program, state, many):
+def _updates_on_one(program, state, many=TOGETHER):
     def one(state, _):
         return dreamer.update(program, state)
 
@@ -283,7 +362,7 @@ def _operations(program, shapes):
 
     without loops (XLA counts a loop's body once) and on all images at once (otherwise some are
     computed twice)."""
-    with mock.patch.object(cpu_layers, "PIXELS", sys.maxsize):
+    with mock.patch.object(fast_forms, "PIXELS", sys.maxsize):
         return jax.jit(partial(_unrolled, program)).lower(shapes).cost_analysis()["flops"]
 
 
@@ -344,6 +423,8 @@ def _flags(argv):
         parser.add_argument(f"--{flag}", metavar="N", type=int, help=f"one point, with this {key}")
     parser.add_argument("--scaling", action="store_true",
                         help=f"measure how the cost grows, and plot {PICTURE}")
+    parser.add_argument("--launches", choices=launches.CARDS, metavar="CARD",
+                        help="count what updates launch on a card: h100")
     parser.add_argument("--table", action="store_true", help=f"print {RESULTS} and exit")
     parser.add_argument("--results", metavar="DIR", type=Path, default=Path("docs"),
                         help=f"folder of the results (default: docs; {RESULTS})")

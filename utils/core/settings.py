@@ -69,7 +69,7 @@ class Model:
     min_std: float = setting("smallest standard deviation of continuous actions", above=0)
     max_std: float = setting("largest standard deviation of continuous actions", above=0)
     std_bias: float = setting("added to the actor's output before the sigmoid of the deviation")
-    compute_dtype: str = setting("type of the operands of matrix products",
+    compute_dtype: str = setting("type of the activations on a GPU",
                                  choices=("float32", "bfloat16"))
 
     @property
