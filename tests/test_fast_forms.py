@@ -163,6 +163,15 @@ def test_a_loop_runs_forwards_and_backwards_for_any_number_of_steps(steps, rever
     jax.tree.map(CLOSE, *found)
 
 
+@pytest.mark.usefixtures("on_a_gpu")
+def test_loops_of_several_agents_side_by_side_are_those_of_each():
+    x, weights = jax.random.normal(KEY, (11, 3)), jnp.array([0.5, 2.0])
+    gradient = jax.value_and_grad(partial(_error_of_loop, fast_forms.scan, False), (0, 1, 2))
+    both = jax.vmap(gradient, (0, None, None))(weights, x[0], x)
+    each = [gradient(weight, x[0], x) for weight in weights]
+    jax.tree.map(lambda all_, *ones: CLOSE(all_, jnp.stack(ones)), both, *each)
+
+
 def _error_of_loop(scan, reverse, weight, start, x):
     """A number that the last state and each output of a small loop change."""
     def step(state, x):
