@@ -176,8 +176,8 @@ def table(report):
 def _launched(counts):
     """The table of what updates launch."""
     about = counts["machine"]
-    head = (f"an update of 16 x 64 rows in bfloat16, compiled for one {counts['card'].upper()}, jax "
-            f"{about['versions']['jax']}, {about['date']}; nothing is measured")
+    head = (f"an update of 16 x 64 rows in bfloat16, compiled for one {counts['card'].upper()}, "
+            f"jax {about['versions']['jax']}, {about['date']}; nothing is measured")
     return "\n".join([head, "", LAUNCH_COLUMNS, *map(_launch_line, counts["points"])])
 
 
