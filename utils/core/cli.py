@@ -184,7 +184,7 @@ def check_unchanged(config, text, run):
     changed = [name for name in configuration.differences(config, text) if name not in MAY_CHANGE]
     if changed:
         raise ConfigError(f"--resume: {run}: was started with another {', '.join(changed)}; "
-                          f"only {', '.join(MAY_CHANGE)} may change")
+                          "only run.steps, run.save_*, run.compile_cache and log may change")
 
 
 class Parser(argparse.ArgumentParser):

@@ -65,7 +65,8 @@ def _only_a_cpu():
     """Whether jax can find nothing but CPUs: it is told so, or no plugin for another device is here
 
     (jax itself cannot be asked yet, because it reads the flags when it looks)."""
-    if wanted := os.environ.get("JAX_PLATFORMS"):
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if wanted:
         return wanted == "cpu"
     found = metadata.entry_points(group="jax_plugins") or util.find_spec("jax_plugins")
     return not (found or util.find_spec("libtpu"))
