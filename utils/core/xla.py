@@ -12,11 +12,6 @@ from utils.core import start
 # model: 15 instead of 24 s of CPU time to compile and 0.7 instead of 1.4 GB at the peak, but 21
 # instead of 17 ms per update. CartPole is solved sooner this way.
 LEAN = "--xla_cpu_use_fusion_emitters=false"
-# Jax 0.11 aborts on that flag, but its compiler for the CPU knows the same choice by another name:
-# a run peaks at 1.0 instead of 2.0 GB. The name alone counts: "=false" chooses the older one too.
-# Only where there is no GPU, whose compiler is given such options too.
-EXTRA = "xla_backend_extra_options"
-LEAN_LATER = f"--{EXTRA}=xla_cpu_disable_new_fusion_emitters=true"
 # LLVM's level 1 instead of 3: the same chunk compiles in 9.0 instead of 10.8 s (13.5 and 17.0 s of
 # CPU time), the initial weights in less than half the time; updates take the same time. A GPU's
 # compiler reads this flag too, so it is set only where there is no GPU.
@@ -25,7 +20,6 @@ QUICK = "--xla_backend_optimization_level=1"
 # the older one does not (in a loop that overwrites its own input). An update of size1m takes 300
 # instead of 370 ms on one core, for 8 s more of compilation (docs/speed.md).
 THOROUGH = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_prefer_vector_width": 512}
-THOROUGH_LATER = {EXTRA: ""}  # unset: the newer one, as jax 0.11 ships it
 LARGE = 100_000  # recurrent units of all states from which one update imagines
 # What logs the traceback of a callback that fails: the program says it in one line.
 TRACEBACKS = ("jax._src.callback", "jax._src.debugging")
@@ -51,14 +45,10 @@ def start_jax():
 
 
 def _set_flags():
-    given = os.environ.get("XLA_FLAGS", "")
     flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}"]
     flags += [QUICK] if _only_a_cpu() else []
-    if not _removed():
-        flags.append(LEAN)
-    elif _only_a_cpu() and EXTRA not in given:  # options add up: a user could not take ours back
-        flags.append(LEAN_LATER)
-    os.environ["XLA_FLAGS"] = " ".join([*flags, given]).strip()
+    flags += [] if _removed() else [LEAN]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
 
 
 def _only_a_cpu():
@@ -76,17 +66,10 @@ def compile_in_full(function, program, *arguments):
     """Compile a jitted function of a `program`, with the options that pay off for its size."""
     config = program.config
     units = config.replay.batch * config.replay.length * config.model.deter
-    options = thorough() if units > LARGE else {}
+    options = THOROUGH if units > LARGE and not _removed() else {}
     compiled = function.lower(program, *arguments).compile(options)
     _give_back()
     return compiled
-
-
-def thorough():
-    """The options for a large program, for the jax that is installed."""
-    if not _removed():
-        return THOROUGH
-    return THOROUGH_LATER if LEAN_LATER in os.environ.get("XLA_FLAGS", "").split() else {}
 
 
 def forget():
