@@ -23,7 +23,10 @@ THOROUGH = {"xla_cpu_use_fusion_emitters": True, "xla_cpu_prefer_vector_width": 
 LARGE = 100_000  # recurrent units of all states from which one update imagines
 # What logs the traceback of a callback that fails: the program says it in one line.
 TRACEBACKS = ("jax._src.callback", "jax._src.debugging")
-REMOVED = (0, 11)  # from this jax on, XLA no longer knows the flag, and aborts on unknown flags
+# From this jax on, XLA no longer knows LEAN, and aborts on unknown flags. The older generator is
+# still there under another name and takes 0.6 GB less, but an update then costs more, the more the
+# larger the replay: 34 instead of 21 ms of CPU time (docs/speed.md, Memory with jax 0.11).
+REMOVED = (0, 11)
 
 
 def start_jax():
