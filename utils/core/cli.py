@@ -183,7 +183,7 @@ def check_unchanged(config, text, run):
     Raises: ConfigError naming the keys that differ."""
     changed = [name for name in configuration.differences(config, text) if name not in MAY_CHANGE]
     if changed:
-        raise ConfigError(f"--resume: {run}: was started with another {', '.join(changed)}; "
+        raise ConfigError(f"--resume: another {', '.join(changed)} than {run} was started with; "
                           "only run.steps, run.save_*, run.compile_cache and log may change")
 
 
