@@ -83,6 +83,7 @@ from utils.core.references import REFERENCES
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
 from utils.run.chunks import train_chunks
 from utils.run.session import Session
+from utils.worlds import host_loop
 
 # ---- What flows through the program --------------------------------------------------------------
 
@@ -924,9 +925,18 @@ SEVERAL_SEEDS = Calls(
     evaluate=devices.over_seeds(evaluate, (None, 0, 0)))
 
 
+def calls_for(program, several=False, steps=0):
+    """The Calls for a program's environment: inside the compiled loop, or stepped by the host"""
+    if not program.env.on_host:
+        return SEVERAL_SEEDS if several else ONE_SEED
+    parts = host_loop.Parts(assemble, start_episodes, play, update, on_all_devices)
+    loop = host_loop.HostLoop(parts, steps)  # of the run so far
+    return Calls(init, loop.prefill, loop.train_chunk, loop.evaluate)
+
+
 def train(program, session):
     """The host's loop: prefill; then train a chunk, evaluate, log, save; at the end the score"""
-    run, calls = program.config.run, SEVERAL_SEEDS if session.several else ONE_SEED
+    run, calls = program.config.run, calls_for(program, session.several, session.steps)
     rounds, key = rounds_per_chunk(program.config), session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the longest compilation runs beside the others
         shapes = calls.init.eval_shape(program, key)
@@ -936,7 +946,7 @@ def train(program, session):
         if not state.replay.written.any():  # a new run, or one that was saved without its replay
             state, stats = calls.prefill(program, state, run.prefill // run.envs)
             session.prefilled(run.prefill // run.envs * run.envs, stats)
-    chunks = train_chunks(program.config, compiling.result(), state, session)
+    chunks = train_chunks(program, compiling.result(), state, session)
     del state  # the chunks own it now: a second reference would keep a copy of the replay
     for chunk in chunks if session.unfinished else ():
         evaluation = None

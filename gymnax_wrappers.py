@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from utils.core import step_checks, user_env
 from utils.core.lazy import import_when_used
+from utils.worlds import gymnasium_env
+from utils.worlds.interface import Interface, Step, check_bounds, is_image
 
 import_when_used("seaborn", "matplotlib.pyplot")  # which gymnax imports for its plots: a second
 
@@ -40,16 +42,6 @@ MNIST_FILES = tuple(f"{part}-ubyte.gz" for part in (
     "train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"))
 
 
-class Step(NamedTuple):
-    """What arrives at time t because of a_{t-1}: a row of dreamer.py's time line without a_t."""
-
-    x: jax.Array  # [X] observation
-    r: jax.Array  # [] reward, float32
-    is_first: jax.Array  # [] first row of an episode
-    is_last: jax.Array  # [] last row of an episode, for any reason
-    is_terminal: jax.Array  # [] the world ended here; never true for a time limit
-
-
 class EnvState(NamedTuple):
     """Gymnax's own state, whether the episode is over, and what a check has found."""
 
@@ -58,13 +50,10 @@ class EnvState(NamedTuple):
     fault: Any  # a Fault of step_checks.py; None for Gymnax's environments, which need no check
 
 
-class Environment:
-    """One environment with Gymnax's interface; hashable, so that it can be a static argument.
+class Environment(Interface):
+    """One environment of Gymnax, or of the user with Gymnax's interface, as an Interface.
 
-    `x_shape`, `x_dtype` and `is_image` describe the observation (`raw_shape` that of Gymnax),
-    `action_size` and `discrete` the action; `solved` is the return that counts as solved (None if
-    undefined), `time_limit` the most actions of an episode (None without a limit). Every row of an
-    environment that is not `trusted` is checked."""
+    Every row of an environment that is not `trusted` is checked."""
 
     def __init__(self, checked, observation, trusted=False):
         name, self._checked, self._trusted = checked.name, checked, trusted
@@ -76,7 +65,7 @@ class Environment:
         self.raw_shape = checked.raw.shape
         declared = checked.observation_space
         self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
-        self.is_image = _is_image(name, self.raw_shape, observation)
+        self.is_image = is_image(name, self.raw_shape, observation)
         self.is_bytes = checked.raw.dtype == jnp.uint8
         self.time_limit = checked.time_limit()
         x = jax.eval_shape(self.observation, checked.raw)
@@ -118,43 +107,6 @@ class Environment:
         found = None if self._trusted else step_checks.message(faults, self)
         return found and f"run.env: {self.name}: {found}"
 
-    def describe(self):
-        """One line for people: name, observation, action, time limit."""
-        shape = "x".join(str(n) for n in self.x_shape)
-        kind = f"image of {shape}" if self.is_image else f"vector of {shape}"
-        acts = "discrete actions" if self.discrete else "continuous action entries"
-        ends = f", at most {self.time_limit:,} steps" if self.time_limit else ""
-        return f"{self.name}: {kind} in, {self.action_size} {acts} out{ends}"
-
-    def notes(self, eval_limit):
-        """Lines about what is possible but unusual, with evaluations of `eval_limit` steps."""
-        if self.time_limit is None or eval_limit >= self.time_limit:
-            return self._notes
-        return [*self._notes, f"evaluations end after run.eval_limit = {eval_limit:,} of at most "
-                f"{self.time_limit:,} steps, and scores count what was earned until then"]
-
-    def observation(self, x):
-        """Convert a raw observation for the agent: a float32 vector or a uint8 image."""
-        x = jnp.asarray(x)
-        if self.classes is not None:
-            return jax.nn.one_hot(x, self.classes)
-        if not self.is_image:
-            return x.astype(jnp.float32).reshape(-1)
-        x = x if x.ndim == 3 else x[..., None]
-        if x.dtype == jnp.uint8:
-            return x
-        return jnp.round(255.0 * jnp.clip(x.astype(jnp.float32), 0.0, 1.0)).astype(jnp.uint8)
-
-    def action(self, action):
-        """Convert the agent's action [A] for Gymnax: a class, or a vector scaled to the bounds."""
-        space = self.action_space
-        if self.discrete:
-            return jnp.argmax(action).astype(jnp.int32)
-        share = 0.5 * (jnp.clip(action, -1.0, 1.0).reshape(space.shape) + 1.0)
-        scaled = space.low + share * (space.high - space.low)
-        whole = jnp.issubdtype(space.dtype, jnp.integer)
-        return (jnp.round(scaled) if whole else scaled).astype(space.dtype)
-
 
 def configured(run):
     """The environment of the section `run` of a configuration; raises like `make`."""
@@ -162,16 +114,23 @@ def configured(run):
 
 
 def make(name, observation="auto", changes=None):
-    """Make an environment: of Gymnax by its id, or the user's own as "package.module:factory".
+    """Make an environment: of Gymnax by its id, of Gymnasium, or the user's own.
 
-    A factory returns an object with Gymnax's interface, alone or as (object, parameters); the name
+    Gymnasium's is "gymnasium:ID", one's own "package.module:factory". A factory returns an object
+    with Gymnax's interface, alone or as (object, parameters), or one with Gymnasium's; the name
     after the colon may also be an id that the module registers with Gymnax. `changes` maps names of
     the environment's parameters to new values. `observation` is "auto", "vector" or "image": arrays
     of three axes, or of two with at least 4 pixels each, are images; a scalar integer becomes
     one-hot; anything else becomes one flat vector.
 
     Raises: ValueError, one clear line, for an unknown id or an unsupported environment."""
-    env, params = _own(name) if ":" in name else _registered(name)
+    if name.startswith(gymnasium_env.PREFIX):
+        return gymnasium_env.registered(name, observation, changes)
+    factory = user_env.find(name, gymnax.registered_envs) if ":" in name else None
+    made = (_registered(name.rpartition(":")[2]) if factory is None else _own(name, factory))
+    if gymnasium_env.is_world(made):
+        return gymnasium_env.own(name, factory, observation, changes)
+    env, params = made
     params = user_env.with_values(name, params, changes)
     trusted = name in BUILT_IN and not changes
     environment = Environment(user_env.CheckedEnv(name, env, params), observation, trusted)
@@ -215,17 +174,16 @@ def _registered(name):
     return user_env.call(name, gymnax.make, name)
 
 
-def _own(name):
-    """(environment, parameters) of a user's own environment."""
-    factory = user_env.find(name, gymnax.registered_envs)
-    if factory is None:
-        return _registered(name.partition(":")[2])
+def _own(name, factory):
+    """(environment, parameters) of a user's own environment; one of Gymnasium's, or its class."""
     if not callable(factory):
         raise user_env.GuestError(
             f"run.env: {name} is of type {type(factory).__name__}, expected a class or function "
             "that returns an environment")
+    if gymnasium_env.is_world(factory):
+        return factory
     made = user_env.call(name, factory)
-    if isinstance(made, tuple) and len(made) == 2:
+    if gymnasium_env.is_world(made) or (isinstance(made, tuple) and len(made) == 2):
         return made
     return made, user_env.attribute(name, made, "default_params")
 
@@ -307,29 +265,5 @@ def _action_space(name, space):
     if isinstance(space, spaces.Discrete) and space.n < 1:
         raise user_env.GuestError(f"run.env: {name} has no actions (Discrete({space.n}))")
     if isinstance(space, spaces.Box):
-        low, high = (np.broadcast_to(np.asarray(bound, np.float32), space.shape)
-                     for bound in (space.low, space.high))
-        if not low.size:
-            raise user_env.GuestError(f"run.env: {name} has no actions (a Box of {space.shape})")
-        with np.errstate(over="ignore"):
-            width = high - low
-        if not np.isfinite(width).all():
-            raise user_env.GuestError(
-                f"run.env: {name} has actions without bounds, from {low.min():g} to "
-                f"{high.max():g}: expected a Box whose ends the agent can try")
-        if not (width > 0).all():
-            raise user_env.GuestError(
-                f"run.env: {name} has actions from {low.flat[np.argmin(width)]:g} to "
-                f"{high.flat[np.argmin(width)]:g}, expected low below high")
+        check_bounds(name, space)
     return space
-
-
-def _is_image(name, shape, observation):
-    if observation not in ("auto", "vector", "image"):
-        raise ValueError(f"run.observation: expected auto, vector or image, found {observation!r}")
-    if observation == "image" and len(shape) not in (2, 3):
-        raise ValueError(
-            f"run.observation: expected an array of 2 or 3 axes for an image, "
-            f"{name} gives {len(shape)}")
-    looks_like = len(shape) == 3 or (len(shape) == 2 and min(shape) >= 4)
-    return observation == "image" or (observation == "auto" and looks_like)

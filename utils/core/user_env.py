@@ -26,6 +26,7 @@ from utils.core.config import MOST, nearest, show
 RESET, STEP = ("key", "params"), ("key", "state", "action", "params")
 SPACES = {"action_space": ("params",), "observation_space": ("params",)}
 FLAGS = ("terminated", "truncated")
+OUR_CALLS = (Path(__file__).parent, Path(__file__).parents[1] / "worlds")  # what calls that code
 LIMIT = "max_steps_in_episode"  # the parameter of Gymnax's time limits
 
 
@@ -204,12 +205,7 @@ def find(name, known=()):
     module, _, member = name.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not member:
         raise GuestError(f"run.env: expected package.module:factory, found {name!r}")
-    _search_here()
-    with Guest(f"run.env: {module}"):
-        found = importlib.import_module(module) if _is_there(module) else None
-    if found is None:
-        near = nearest(module, [path.stem for path in Path.cwd().glob("*.py")])
-        raise GuestError(f"run.env: {name}: there is no module {module} here{near}")
+    found = load_module(name, module)
     if hasattr(found, member):
         return getattr(found, member)
     if member in known:
@@ -218,6 +214,19 @@ def find(name, known=()):
              if callable(value) and not one.startswith("_")]
     place = getattr(found, "__file__", None) or module
     raise GuestError(f"run.env: {name}: {place} has no {member!r}{nearest(member, named)}")
+
+
+def load_module(name, module):
+    """Import the module of the environment `name`, from the current folder or Python's search path.
+
+    Raises: GuestError for a module that is missing or fails."""
+    _search_here()
+    with Guest(f"run.env: {module}"):
+        found = importlib.import_module(module) if _is_there(module) else None
+    if found is None:
+        near = nearest(module, [path.stem for path in Path.cwd().glob("*.py")])
+        raise GuestError(f"run.env: {name}: there is no module {module} here{near}")
+    return found
 
 
 def _search_here():
@@ -283,7 +292,7 @@ def _place(error, trace):
     if isinstance(error, SyntaxError):
         return f" in {error.filename}, line {error.lineno}"
     frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(trace)
-              if frame.filename != __file__]
+              if Path(frame.filename).parent not in OUR_CALLS]
     own = [frame for frame in frames if "site-packages" not in frame[0]
            and "importlib" not in frame[0]]
     if not frames:

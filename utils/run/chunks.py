@@ -1,4 +1,8 @@
-"""Consecutive chunks of training: the device computes one while the host processes another."""
+"""Consecutive chunks of training: the device computes one while the host processes another.
+
+Where the host itself steps the worlds, it plays a chunk when the one before has been processed: an
+error in a world then leaves everything before it logged and saved.
+"""
 
 from typing import Any, NamedTuple
 
@@ -19,10 +23,11 @@ class Chunk(NamedTuple):
     state: Any  # RunnerState to save, None where no save is due
 
 
-def train_chunks(config, train_chunk, state, session):
+def train_chunks(program, train_chunk, state, session):
     """Yields consecutive Chunks. While the host processes one, the device computes the next.
 
     `train_chunk` is compiled, and takes the arrays of the RunnerState `state` for its own."""
+    config, ahead = program.config, not program.env.on_host
     updates, k = updates_per_steps(config)
     rounds, goes_on = rounds_per_chunk(config), True
     running = train_chunk(state)
@@ -33,6 +38,8 @@ def train_chunks(config, train_chunk, state, session):
         evaluates, saves, goes_on = session.due(steps)
         params = jax.device_get(state.agent.params) if evaluates else None
         saved = jax.device_get(state) if saves else None
-        if goes_on:
+        if goes_on and ahead:
             running = train_chunk(state)
         yield Chunk(steps, rounds * updates, stats, metrics, fault, params, saved)
+        if goes_on and not ahead:
+            running = train_chunk(state)

@@ -1,0 +1,1 @@
+"""Environments: what they have in common, and those that the host steps."""
