@@ -864,8 +864,7 @@ def evaluate(program, params, key):
     start_key, play_key = jax.random.split(key)
     actor = start_episodes(program, run.eval_episodes, start_key)
     no = jnp.zeros(run.eval_episodes, bool)
-    first = EpisodeStats(
-        is_last=no, episode_return=actor.episode_return, length=actor.length)
+    first = EpisodeStats(no, actor.episode_return, actor.length)
 
     def unfinished(carry):
         _, done, t = carry
@@ -930,8 +929,7 @@ def calls_for(program, several=False, steps=0):
     if not program.env.on_host:
         return SEVERAL_SEEDS if several else ONE_SEED
     parts = host_loop.Parts(assemble, start_episodes, play, update, on_all_devices)
-    loop = host_loop.HostLoop(parts, steps)  # of the run so far
-    return Calls(init, loop.prefill, loop.train_chunk, loop.evaluate)
+    return Calls(init, *host_loop.calls(parts, steps))  # of the run so far
 
 
 def train(program, session):

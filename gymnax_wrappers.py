@@ -63,8 +63,8 @@ class Environment(Interface):
         self.discrete = isinstance(space, spaces.Discrete)
         self.action_size = int(space.n if self.discrete else math.prod(space.shape))
         self.raw_shape = checked.raw.shape
-        declared = checked.observation_space
-        self.classes = declared.n if self.raw_shape == () and hasattr(declared, "n") else None
+        self.space = checked.observation_space
+        self.classes = self.space.n if self.raw_shape == () and hasattr(self.space, "n") else None
         self.is_image = is_image(name, self.raw_shape, observation)
         self.is_bytes = checked.raw.dtype == jnp.uint8
         self.time_limit = checked.time_limit()
@@ -139,6 +139,13 @@ def make(name, observation="auto", changes=None):
     return environment
 
 
+def solved(name):
+    """The return at which the registry of Gym or Gymnasium calls an environment solved, or None."""
+    if name.startswith(gymnasium_env.PREFIX):
+        return gymnasium_env.threshold(name)
+    return SOLVED.get(name)
+
+
 def listing(references):
     """A table of Gymnax's environments: observations, actions, time limits, reference returns.
 
@@ -151,7 +158,8 @@ def listing(references):
         score = "-" if reference.score is None else f"{reference.score:g}"
         lines.append(f"{name:26}{shape:14}{acts:<10}{int(env.params.max_steps_in_episode):6}"
                      f"{score:>11}  {reference.source}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "gymnasium:ID is one of Gymnasium's, such as "
+                      "gymnasium:LunarLander-v3"])
 
 
 def _bound(env):

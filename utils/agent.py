@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import dreamer
 import gymnax_wrappers
@@ -61,17 +60,17 @@ class Agent:
         """One step: the environment's raw observation -> its action, as a numpy array, and Memory
 
         Actions are sampled, as in training. Shapes: those of the environment; with a batch, both
-        have a leading axis [N].
+        have a leading axis [N] (observations of Dict, Tuple ... are then a list of N).
 
         Raises: ValueError for an observation of another shape."""
-        single = np.ndim(observation) == len(self.env.raw_shape)
-        observation = jnp.asarray(observation)
+        observation = self.env.array(observation)
+        single = observation.ndim == len(self.env.raw_shape)
         x, episodes = observation[None] if single else observation, len(memory.is_first)
         if x.shape != (episodes, *self.env.raw_shape):
             raise ValueError(f"the observation has shape {list(observation.shape)}, expected "
                              f"{list(self.env.raw_shape)} for each of {episodes} episodes")
         actions, memory = _act(self.program, self.params, x, memory)
-        return np.asarray(actions[0] if single else actions), memory
+        return self.env.for_world(actions[0] if single else actions), memory
 
 
 @partial(jax.jit, static_argnums=0)

@@ -61,7 +61,8 @@ def episode_key(config):
 def score(agent, folder):
     """Evaluate an agent, print the result and append it to evaluations.jsonl in `folder`."""
     run = agent.config.run
-    found = dreamer.evaluate(agent.program, agent.params, episode_key(agent.config))
+    evaluate = dreamer.calls_for(agent.program).evaluate
+    found = evaluate(agent.program, agent.params, episode_key(agent.config))
     returns, lengths = (np.asarray(part, float) for part in jax.device_get(found))
     if not np.isfinite(returns).all():
         raise ValueError(f"the return of an episode is {returns[~np.isfinite(returns)][0]}: a "

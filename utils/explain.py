@@ -123,6 +123,9 @@ def main(argv=None):
     try:
         config = _config(argv)
         env = gymnax_wrappers.configured(config.run)
+        if env.on_host:
+            raise ValueError(f"run.env: {env.name} is stepped by the host; choose one of "
+                             "--list-envs: an update is the same in every environment")
         print(report(explain(config, env), config, env))
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.explain")

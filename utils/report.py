@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gymnax_wrappers import SOLVED
+import gymnax_wrappers
 from utils.agent import Agent
 from utils.core import cli
 from utils.core import config as configuration
@@ -137,7 +137,7 @@ def _learning(run, folder, config):
         raise studies.NothingToShow("nothing logged yet (metrics.jsonl has no rows)")
     path = folder / "learning.png"
     figures.save(path, partial(figures.learning, metrics=metrics, scores=scores,
-                               config=config, solved=SOLVED.get(config.run.env)))
+                               config=config, solved=gymnax_wrappers.solved(config.run.env)))
     means = curves.series(metrics, "charts/eval_return")[1]
     if not config.learning.trains_policy:
         return Made((path,), "No policy is trained: only losses of the world model are shown.")

@@ -2,24 +2,29 @@
 
     python -m utils.watch RUN --seed 3
 
-writes RUN/episode-<seed>.gif: the environment next to reward, value estimate and action
-probabilities (for continuous actions: their means and the actions taken).
+writes RUN/episode-<seed>.gif: the environment (one of Gymnasium as it draws itself) next to
+reward, value estimate and action probabilities (for continuous actions: their means and the actions
+taken).
 """
 
 import signal
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image, ImageOps
 
 import dreamer
 from utils import evaluate
 from utils.core import cli
 from utils.pictures import film, names
-from utils.pictures.drawings import bar_axis, draw
+from utils.pictures.drawings import SIZE, bar_axis, draw
+from utils.worlds.gymnasium_env import RENDERED
+from utils.worlds.host import Worlds
 
 
 class Moment(NamedTuple):
@@ -49,20 +54,47 @@ def watch(agent, folder):
     run = agent.config.run
     start_key, key = jax.random.split(evaluate.episode_key(agent.config))
     actor = dreamer.start_episodes(agent.program, 1, start_key)
+    worlds = Worlds(agent.env, 1, render_mode=RENDERED) if agent.env.on_host else None
+    actor = worlds.begin(actor, start_key) if worlds else actor
     states, moments = [], []
     while not (moments and moments[-1].is_last) and len(moments) < run.eval_limit:
-        states.append(jax.device_get((actor.env.inner, actor.timestep.x)))
+        states.append((_packed(worlds.picture()) if worlds else _first(actor.env.inner),
+                       _first(actor.timestep.x)))
         step_key = jax.random.fold_in(key, len(moments))
         actor, moment = _step(agent.program, agent.params, actor, step_key)
+        actor = worlds.carry_out(actor) if worlds else actor
         moments.append(jax.device_get(moment))
-    shown = [jax.tree.map(lambda leaf: leaf[0], states[t]) for t in film.steps(len(moments))]
+    shown = [states[t] for t in film.steps(len(moments))]
     r, value, policy, a, _ = jax.tree.map(lambda *steps: np.stack(steps), *moments)
     axis = bar_axis(agent.env, [state[1] for state in shown])
-    episode = film.Episode([draw(agent.env, *state, axis) for state in shown], r, value, policy,
-                           names.actions(agent.env), None if agent.env.discrete else a)
+    frames = [_drawn(agent.env, *state, axis) for state in shown]
+    episode = film.Episode(frames, r, value, policy, names.actions(agent.env),
+                           None if agent.env.discrete else a)
     path = folder / f"episode-{run.seed}.gif"
     film.save(path, f"{agent.env.name}, return {r.sum():.4g}", episode)
     print(f"film         {path} (return {r.sum():.1f}, {len(moments) - 1} actions)")
+
+
+def _first(tree):
+    """The first environment's part, on the host."""
+    return jax.tree.map(lambda leaf: leaf[0], jax.device_get(tree))
+
+
+def _packed(picture):
+    """A picture that a world draws of itself, in the size of the film; None where it draws none
+
+    Compressed: a film may choose among thousands."""
+    if picture is None:
+        return None
+    fitted = ImageOps.pad(Image.fromarray(picture), (SIZE, SIZE), color="white")
+    return zlib.compress(fitted.tobytes(), 1)
+
+
+def _drawn(env, state, x, axis):
+    """One state of an environment as a picture [SIZE, SIZE, 3]."""
+    if isinstance(state, bytes):
+        return np.frombuffer(zlib.decompress(state), np.uint8).reshape(SIZE, SIZE, 3)
+    return draw(env, state, x, axis)
 
 
 @partial(jax.jit, static_argnums=0)

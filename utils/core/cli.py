@@ -14,6 +14,7 @@ from utils.core.config import ConfigError
 from utils.core.settings import MAY_CHANGE, Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
+GYMNASIUM = "gymnasium"  # in front of its ids, and the preset of what the host steps
 WORLD_MODEL = "world_model"  # the preset of --world-model-only
 WIDEST = 200  # columns of a message
 # Flags of older versions, and the commands that replaced them.
@@ -108,9 +109,16 @@ def check_own_code(folder, env):
     found = configuration.load(path, Config).run.env
     if env is not None and env != found:
         raise ConfigError(f"{folder}: is a run in {found}, found --env {env}")
-    if ":" in found and env is None:
+    if runs_own_code(found) and env is None:
         raise ConfigError(f"{path}: run.env: opening this run runs the code of {found}; "
                           f"to do so, add --env {found}")
+
+
+def runs_own_code(env):
+    """Whether making this environment imports a module that its name names.
+
+    One of Gymnasium's own, "gymnasium:ID", does not."""
+    return ":" in env.removeprefix(f"{GYMNASIUM}:")
 
 
 def _runs_in(folder):
@@ -134,8 +142,9 @@ def _config(flags):
 def resolve(flags, path=None, presets=()):
     """The Config for the flags of `add_config_flags`.
 
-    The environment's own block, if the file has one, is applied before --preset and --set;
-    `presets` are applied after that one, the values of other flags last.
+    The environment's own block, if the file has one, is applied before --preset and --set (for
+    one of Gymnasium that of all its environments, then that of its id); `presets` are applied after
+    that one, the values of other flags last.
 
     Raises: ConfigError."""
     path = flags.config if path is None else path
@@ -146,9 +155,10 @@ def resolve(flags, path=None, presets=()):
     named = {f"run.{FLAGS[name]}": f"--{name.replace('_', '-')}" for name in given}
     presets = [*flags.preset, *presets]
     config = configuration.load(path, Config, presets, sets, named)
-    if config.run.env in configuration.presets(path):
-        config = configuration.load(path, Config, [config.run.env, *presets], sets, named)
-    return config
+    first, _, one = config.run.env.rpartition(":")
+    own = [GYMNASIUM, one] if first.partition(":")[0] == GYMNASIUM else [config.run.env]
+    own = [name for name in own if name in configuration.presets(path)]
+    return configuration.load(path, Config, [*own, *presets], sets, named) if own else config
 
 
 def _check_world_model_only(learning):
@@ -287,8 +297,8 @@ def add_config_flags(parser):
     """Add the flags that `resolve` reads."""
     parser.add_argument("--config", metavar="FILE",
                         help="YAML file with every number (default: dreamer.yaml)")
-    parser.add_argument("--env", metavar="ID", help="Gymnax environment, or your own "
-                        "package.module:factory (run.env)")
+    parser.add_argument("--env", metavar="ID", help="Gymnax environment, gymnasium:ID, "
+                        "or your own package.module:factory (run.env)")
     parser.add_argument("--env-param", metavar="KEY=VALUE", action="append", default=[],
                         help="change a parameter of the environment (run.env_params); repeatable")
     parser.add_argument("--seed", metavar="N", help="seed of all randomness (run.seed)")
@@ -300,8 +310,8 @@ def add_config_flags(parser):
 
 
 def _parser():
-    parser = Parser("dreamer.py", description="DreamerV3 on Gymnax environments.", add_help=False,
-                    allow_abbrev=False)
+    parser = Parser("dreamer.py", description="DreamerV3 on environments of Gymnax and Gymnasium.",
+                    add_help=False, allow_abbrev=False)
     add_config_flags(parser)
     parser.add_argument("--list-envs", action="store_true",
                         help="print the environments of Gymnax and their reference scores")

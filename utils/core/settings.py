@@ -20,7 +20,7 @@ MAY_CHANGE = ("run.steps", "run.save_every", "run.save_replay", "run.compile_cac
 class Run:
     """What to run, for how long, and how often to evaluate and save."""
 
-    env: str = setting("Gymnax environment id, or your own package.module:factory")
+    env: str = setting("Gymnax id, gymnasium:ID, or your own package.module:factory")
     env_params: dict = setting("environment parameters to change from their defaults")
     observation: str = setting("how to read the observation x", choices=("auto", "vector", "image"))
     seed: int = setting("seed of all randomness", low=0, below=2**32)

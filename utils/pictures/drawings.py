@@ -73,7 +73,7 @@ def bar_axis(env, x):
 def _declared(env, x):
     """Lowest and highest value [X] of each entry, as declared or as seen."""
     seen = np.percentile(x, (1, 99), axis=0)
-    space = env.env.observation_space(env.params)
+    space = env.space
     if not hasattr(space, "low") or np.size(space.low) not in (1, x.shape[1]):
         return seen
     low, high = (np.broadcast_to(np.asarray(bound, float).ravel(), x.shape[1:])

@@ -13,6 +13,7 @@ import numpy as np
 
 import dreamer
 from gymnax_wrappers import Step
+from utils.worlds.host import Worlds
 
 ENVS, ROWS = 32, 512  # E and L of the played episodes
 RANDOM_ACTIONS = 40  # maximum number at the start of episodes in the second half
@@ -57,27 +58,48 @@ def play(program, params, size, key):
     In the first half of the environments only the policy acts; in the others each episode starts
     with 1 to RANDOM_ACTIONS random actions, so that failures and unusual states occur."""
     networks, (envs, length) = dreamer.assemble(program, params), size
-    half = envs // 2
     start_key, play_key = jax.random.split(key)
+    start = dreamer.start_episodes(program, envs, start_key)
+    _, played = jax.lax.scan(
+        partial(_step, program, networks), start, jax.random.split(play_key, length))
+    return dreamer.swap_time_and_batch(played)
+
+
+def play_on_host(program, params, size, key):
+    """`play` where the host steps the environments."""
+    envs, length = size
+    worlds, (start_key, play_key) = Worlds(program.env, envs), jax.random.split(key)
+    actor, played = dreamer.start_episodes(program, envs, start_key), []
+    actor = worlds.begin(actor, start_key)
+    for step_key in jax.random.split(play_key, length):
+        actor, row = jax.device_get(_one_step(program, params, actor, step_key))
+        actor = worlds.carry_out(actor)
+        played.append(row)
+    return jax.tree.map(lambda *rows: np.stack(rows, 1), *played)
+
+
+@partial(jax.jit, static_argnums=0)
+def _one_step(program, params, actor, key):
+    return _step(program, dreamer.assemble(program, params), actor, key)
+
+
+def _step(program, networks, actor, key):
+    """One step of `play`: -> ActorState, Played [E]"""
+    envs = len(actor.a)
+    half = envs // 2
     random_steps = jnp.linspace(1, RANDOM_ACTIONS, envs - half).round()
     random_steps = jnp.concatenate([jnp.zeros(half), random_steps])
-
-    def step(actor, key):
-        act_key, random_key, env_key = jax.random.split(key, 3)
-        timestep, t = actor.timestep, actor.length + ~actor.timestep.is_first
-        latent, a = dreamer.act(networks, timestep, actor.latent, actor.a, act_key)
-        random = _random_actions(program.env, random_key, envs)
-        a = jnp.where((t < random_steps)[:, None], random, a)
-        row = dreamer.transition(timestep, a, latent)
-        env, after = jax.vmap(program.env.step)(jax.random.split(env_key, envs), actor.env, a)
-        played = Played(row, actor.env, t, t < random_steps)
-        actor = actor._replace(env=env, timestep=after, latent=latent, a=a,
-                               length=t * ~timestep.is_last)
-        return actor, played
-
-    start = dreamer.start_episodes(program, envs, start_key)
-    _, played = jax.lax.scan(step, start, jax.random.split(play_key, length))
-    return dreamer.swap_time_and_batch(played)
+    act_key, random_key, env_key = jax.random.split(key, 3)
+    timestep, t = actor.timestep, actor.length + ~actor.timestep.is_first
+    latent, a = dreamer.act(networks, timestep, actor.latent, actor.a, act_key)
+    random = _random_actions(program.env, random_key, envs)
+    a = jnp.where((t < random_steps)[:, None], random, a)
+    row = dreamer.transition(timestep, a, latent)
+    env, after = jax.vmap(program.env.step)(jax.random.split(env_key, envs), actor.env, a)
+    played = Played(row, actor.env, t, t < random_steps)
+    actor = actor._replace(env=env, timestep=after, latent=latent, a=a,
+                           length=t * ~timestep.is_last)
+    return actor, played
 
 
 def _random_actions(env, key, envs):

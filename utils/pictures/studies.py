@@ -60,7 +60,8 @@ class OpenLoop(NamedTuple):
 def gather(agent):
     """Play fresh episodes and infer their states: -> Material"""
     size = rollouts.ENVS, rollouts.ROWS
-    played = rollouts.play(agent.program, agent.params, size, jax.random.key(SEED))
+    play = rollouts.play_on_host if agent.env.on_host else rollouts.play
+    played = play(agent.program, agent.params, size, jax.random.key(SEED))
     played = jax.device_get(played)
     scale = measures.importance(played.rows.x)
     return with_weights(Material(agent, agent.params, played, None, scale), agent.params)
@@ -143,6 +144,9 @@ def imagined(material):
     Half of the starts follow random actions, if there were any. Each has SAMPLES imagined rollouts
     and REAL real episodes: the first real one is the target, and the others show how predictable it
     is at all."""
+    if material.agent.env.on_host:
+        raise NothingToShow("real episodes cannot be continued from their middle where the host "
+                            "steps the worlds")
     rows, is_random = material.played.rows, material.played.is_random
     steps = int(min(WINDOW - CONTEXT, _episodes(rows)[2].max() - 1))
     if steps < 1:

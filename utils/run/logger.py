@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ def make_folder(logdir, env, seed):
         folder.mkdir(parents=True, exist_ok=True)
         if not logdir:
             name = f"{env}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder = _new_folder(folder / name.replace(":", "-"))  # of package.module:factory
+            folder = _new_folder(folder / re.sub("[:/]", "-", name))  # of module:factory, ALE/Pong
         with tempfile.TemporaryFile(dir=folder):
             pass  # creating a file is the only reliable test that a folder is writable
     except OSError as error:

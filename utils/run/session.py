@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from utils.core import backend, devices, xla
-from utils.core.cli import check_unchanged, is_of_program, one_line, reason, warn
+from utils.core.cli import (
+    check_unchanged,
+    is_of_program,
+    one_line,
+    reason,
+    runs_own_code,
+    warn,
+)
 from utils.core.config import differences, dump
 from utils.core.replay import restore
 from utils.core.settings import reseeded, trained_ratio
@@ -132,7 +139,7 @@ class Run:
 
     def own_env(self):
         """The flag without which commands do not import the environment's own code."""
-        return ["--env", self.config.run.env] if ":" in self.config.run.env else []
+        return ["--env", self.config.run.env] if runs_own_code(self.config.run.env) else []
 
     def resume_hint(self):
         """A line for the user: the last checkpoint and the command that resumes from it."""
@@ -155,6 +162,9 @@ class Session:
     Raises: ValueError, one line, if the folder cannot be used."""
 
     def __init__(self, command, env, shapes, began):
+        if command.seeds > 1 and env.on_host:
+            raise ValueError(f"--seeds: trains in one compiled program, and {env.name} is stepped "
+                             "by the host: start one run for each --seed")
         sinks.check(command.config.log)
         memory.check(command.config, env, shapes, command.seeds)
         check_open(command.seeds)
@@ -205,6 +215,9 @@ class Session:
             self._display.say(f"resuming     {self.folder} from step {self.steps:,}")
             if self.runs[0].saved.rows is None:
                 self._display.say("replay       was not saved: it starts empty and is prefilled")
+            if self._env.on_host:
+                self._display.say("episodes     begin anew: worlds of the host are not saved, and "
+                                  "the rows before are the last of theirs")
         return self
 
     def __exit__(self, kind, error, _):

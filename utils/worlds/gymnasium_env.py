@@ -20,12 +20,13 @@ import numpy as np
 from gymnasium import spaces
 
 from utils.core import user_env
+from utils.core.cli import GYMNASIUM
 from utils.core.config import nearest
 from utils.core.user_env import Guest, GuestError
 from utils.worlds.host import Worlds
 from utils.worlds.interface import Interface, Step, check_bounds, is_image
 
-PREFIX = "gymnasium:"
+PREFIX = f"{GYMNASIUM}:"
 # Packages whose environments Gymnasium knows once they are imported.
 PACKAGES = {"ALE": "ale_py", "dm_control": "shimmy"}
 INSTALL = {"ale_py": "ale-py", "shimmy": '"shimmy[dm-control]"'}
@@ -66,7 +67,8 @@ class HostEnvironment(Interface):
         self.space, space = world.observation_space, world.action_space
         self._read_actions(space)
         self._read_observations(observation)
-        self.solved, self.time_limit = _threshold(world), _time_limit(world)
+        self.solved = getattr(world.spec, "reward_threshold", None)
+        self.time_limit = _time_limit(world)
         world.close()
 
     def create(self, render_mode=None):
@@ -145,16 +147,17 @@ class HostEnvironment(Interface):
             return np.stack([spaces.flatten(self.space, one) for one in x])
         return spaces.flatten(self.space, x)
 
-    def world_actions_of(self, actions):
-        """Actions [E] as `action` gives them, in the type of the world's space and its bounds."""
+    def for_world(self, actions):
+        """Actions as `action` gives them, one or several, in the type and bounds of the space."""
         space = self.world_actions
-        actions = actions.astype(space.dtype)
+        actions = np.asarray(actions).astype(space.dtype)
         return actions if self.discrete else np.clip(actions, space.low, space.high)
 
 
-def _threshold(world):
-    """The return at which Gymnasium's registry calls this environment solved, None if unknown."""
-    return getattr(world.spec, "reward_threshold", None)
+def threshold(name):
+    """The return at which Gymnasium's registry calls "gymnasium:ID" solved, None if unknown."""
+    spec = gymnasium.registry.get(name.rpartition(":")[2])
+    return spec and spec.reward_threshold
 
 
 def _time_limit(world):

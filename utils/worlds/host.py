@@ -38,7 +38,7 @@ class Worlds:
         """Carry out actions [E] as `HostEnvironment.action` gives them: -> Step
 
         Worlds that are not `playing` [E] stand still, and their row has the same x."""
-        actions = self._env.world_actions_of(actions)
+        actions = self._env.for_world(actions)
         r, (ended, cut) = np.zeros(len(actions), np.float32), np.zeros((2, len(actions)), bool)
         over = self._over
         with self._guest():
@@ -65,7 +65,7 @@ class Worlds:
 
     def carry_out(self, actor, playing=None):
         """Carry out the actions that an ActorState hands out: -> ActorState with what arrives"""
-        return actor._replace(timestep=self.step(np.asarray(actor.env.action), playing))
+        return actor._replace(timestep=self.step(actor.env.action, playing))
 
     def picture(self):
         """The first world's own picture of itself: uint8 [H, W, 3]; None where it has none."""

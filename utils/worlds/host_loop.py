@@ -80,17 +80,16 @@ def _learn(parts, program, state, rows, updates):
 
 
 class HostLoop:
-    """`prefill`, `train_chunk` and `evaluate` of dreamer.Calls, for worlds that the host steps.
+    """Worlds that the host steps, for training and for evaluation.
 
-    The worlds cannot be saved: the first call begins an episode in each, also in a run that is
-    resumed. `steps` are those of the run so far.
+    They cannot be saved: the first call begins an episode in each, also in a run that is resumed.
+    `steps` are those of the run so far.
 
     Raises: GuestError for an error in a world."""
 
     def __init__(self, parts, steps=0):
         self.parts, self._steps, self._key = parts, steps, None
         self._worlds = self._others = None  # for training, and for evaluation
-        self.train_chunk = Chunk(self)
 
     def prefill(self, program, state, steps):
         """Play `steps` steps into the replay: -> RunnerState, EpisodeStats [steps, E]"""
@@ -154,6 +153,12 @@ class HostLoop:
         return done.episode_return, done.length
 
 
+
+
+def calls(parts, steps):
+    """(prefill, train_chunk, evaluate) of dreamer.Calls, for a run of so many steps so far."""
+    loop = HostLoop(parts, steps)
+    return loop.prefill, Chunk(loop), loop.evaluate
 
 
 class Chunk(NamedTuple):

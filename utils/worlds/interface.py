@@ -58,6 +58,10 @@ class Interface:
         """An observation, or several, as the world gives it: -> array [..., raw]"""
         return jnp.asarray(x)
 
+    def for_world(self, actions):
+        """Actions as `action` gives them, one or several, in the types of the world."""
+        return np.asarray(actions)
+
     def observation(self, x, xp=jnp):
         """Convert raw observations for the agent: float32 vectors or uint8 images
 
