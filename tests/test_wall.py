@@ -42,7 +42,7 @@ def _edges(project):
 
 def _is_below(module):
     """Whether it is dreamer.py or one of those on which dreamer.py stands."""
-    return module in TOP or module.startswith(("utils.core.", "utils.run."))
+    return module in TOP or module.startswith(("utils.core.", "utils.run.", "utils.worlds."))
 
 
 def imports_upwards(project):
@@ -95,12 +95,22 @@ def imports_gymnax(project):
                         if name.partition(".")[0] == "gymnax")
 
 
-def imports_run_from_core(project):
-    """utils/core stands below utils/run."""
+def imports_gymnasium(project):
+    """Only utils/worlds imports gymnasium."""
+    for module, tree in project.items():
+        if not module.startswith("utils.worlds."):
+            yield from (f"{module} imports {name}" for name in _imported(tree)
+                        if name.partition(".")[0] == "gymnasium")
+
+
+def imports_another_room_from_below(project):
+    """utils/core stands below utils/worlds and utils/run, and these two beside each other."""
+    rooms = {"utils.core.": ("utils.run.", "utils.worlds."), "utils.worlds.": ("utils.run.",),
+             "utils.run.": ("utils.worlds.",)}
     for module, imported in _edges(project).items():
-        if module.startswith("utils.core."):
+        for room, others in rooms.items():
             yield from (f"{module} imports {other}" for other in imported
-                        if other.startswith("utils.run."))
+                        if module.startswith(room) and other.startswith(others))
 
 
 RULES = {
@@ -118,8 +128,12 @@ RULES = {
          "utils.c": "def f():\n    from utils.a import x"}],
     has_too_many_modules: [{f"utils.run.a{number}": "" for number in range(LARGEST + 1)}],
     imports_gymnax: [{"utils.suite": "from gymnax.environments import spaces"}],
-    imports_run_from_core: [
-        {"utils.core.cli": "from utils.run.files import lock", "utils.run.files": ""}],
+    imports_gymnasium: [{"utils.suite": "import gymnasium"}],
+    imports_another_room_from_below: [
+        {"utils.core.cli": "from utils.run.files import lock", "utils.run.files": ""},
+        {"utils.core.cli": "from utils.worlds import host", "utils.worlds.host": ""},
+        {"utils.run.memory": "from utils.worlds import host", "utils.worlds.host": ""},
+        {"utils.worlds.host": "from utils.run.files import lock", "utils.run.files": ""}],
 }
 
 

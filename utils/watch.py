@@ -54,7 +54,7 @@ def watch(agent, folder):
     run = agent.config.run
     start_key, key = jax.random.split(evaluate.episode_key(agent.config))
     actor = dreamer.start_episodes(agent.program, 1, start_key)
-    worlds = Worlds(agent.env, 1, render_mode=RENDERED) if agent.env.on_host else None
+    worlds = Worlds(agent.env, 1, "the film", render_mode=RENDERED) if agent.env.on_host else None
     actor = worlds.begin(actor, start_key) if worlds else actor
     states, moments = [], []
     while not (moments and moments[-1].is_last) and len(moments) < run.eval_limit:

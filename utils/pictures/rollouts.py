@@ -68,13 +68,13 @@ def play(program, params, size, key):
 def play_on_host(program, params, size, key):
     """`play` where the host steps the environments."""
     envs, length = size
-    worlds, (start_key, play_key) = Worlds(program.env, envs), jax.random.split(key)
+    worlds, (start_key, play_key) = Worlds(program.env, envs, "the report"), jax.random.split(key)
     actor, played = dreamer.start_episodes(program, envs, start_key), []
     actor = worlds.begin(actor, start_key)
     for step_key in jax.random.split(play_key, length):
-        actor, row = jax.device_get(_one_step(program, params, actor, step_key))
+        actor, row = _one_step(program, params, actor, step_key)
         actor = worlds.carry_out(actor)
-        played.append(row)
+        played.append(jax.device_get(row))
     return jax.tree.map(lambda *rows: np.stack(rows, 1), *played)
 
 

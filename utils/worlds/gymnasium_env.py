@@ -64,7 +64,8 @@ class HostEnvironment(Interface):
     def __init__(self, name, create, observation="auto"):
         self.name, self._create, self._notes = name, create, []
         world = self.create()
-        self.space, space = world.observation_space, world.action_space
+        self.space, space = (getattr(world, f"{what}_space", None)
+                             for what in ("observation", "action"))
         self._read_actions(space)
         self._read_observations(observation)
         self.solved = getattr(world.spec, "reward_threshold", None)
@@ -96,6 +97,9 @@ class HostEnvironment(Interface):
 
     def _read_observations(self, observation):
         space = self.space
+        if not isinstance(space, spaces.Space):
+            raise GuestError(f"run.env: {self.name} has an observation_space of type "
+                             f"{type(space).__name__}, expected one of gymnasium.spaces")
         self.flattened = not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary))
         if self.flattened:
             with Guest(f"run.env: {self.name}"):
@@ -269,7 +273,7 @@ def _check_keywords(name, entry, changes, known=()):
 
 def _tried(env):
     """Play random steps in one world; what is wrong is found before training. Raises: GuestError"""
-    worlds, random = Worlds(env, 1), np.random.default_rng(0)
+    worlds, random = Worlds(env, 1, "random play"), np.random.default_rng(0)
     worlds.reset([0])
     for _ in range(TRIED):
         action = random.standard_normal(env.action_size, np.float32)

@@ -8,19 +8,21 @@ import numpy as np
 from utils.core.user_env import Guest, GuestError
 from utils.worlds.interface import Step
 
+RUN = "the run"
+
 
 class Worlds:
     """E worlds of one HostEnvironment.
 
     Rows follow each other as in Gymnasium's AutoresetMode.NEXT_STEP: after the last row of an
-    episode the action is ignored, and the first row of the next episode comes. `steps` counts the
-    rows of all worlds, for messages.
+    episode the action is ignored, and the first row of the next episode comes. For messages, `of`
+    says what is played; steps of a run are rows of all its worlds, from `steps` on.
 
     Shapes: every array of a Step here has the leading axis [E], and is one of NumPy.
     Raises: GuestError for an error in a world or a wrong value, with its step."""
 
-    def __init__(self, env, count, steps=0, render_mode=None):
-        self._env, self._steps = env, steps
+    def __init__(self, env, count, of=RUN, steps=0, render_mode=None):
+        self._env, self._of, self._steps = env, of, steps
         self._worlds = [env.create(render_mode) for _ in range(count)]
         self._x, self._over = [None] * count, np.zeros(count, bool)
         self.close = weakref.finalize(self, _close, self._worlds)  # at the end of the process too
@@ -51,7 +53,7 @@ class Worlds:
                     x, r[n], ended[n], cut[n], _ = self._parts("step", world.step(actions[n]))
                 self._x[n] = self._raw(x)
         self._over = ended | cut
-        self._steps += len(actions)
+        self._steps += len(actions) if self._of == RUN else 1
         if not np.isfinite(r).all():
             raise self._wrong(f"the reward is {r[~np.isfinite(r)][0]:g}, expected a finite number")
         return Step(x=self._observed(), r=r, is_first=over, is_last=self._over, is_terminal=ended)
@@ -112,10 +114,13 @@ class Worlds:
                               f"observation is {x[place]:g}, {expected}")
 
     def _guest(self):
-        return Guest(f"run.env: {self._env.name}: at step {self._steps:,}")
+        return Guest(self._place())
 
     def _wrong(self, what):
-        return GuestError(f"run.env: {self._env.name}: at step {self._steps:,}: {what}")
+        return GuestError(f"{self._place()}: {what}")
+
+    def _place(self):
+        return f"run.env: {self._env.name}: step {self._steps:,} of {self._of}"
 
 
 def _close(worlds):

@@ -38,9 +38,24 @@ class Played(NamedTuple):
     stats: Any  # EpisodeStats [E]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _play(parts, program, params, actor, key):
+class Policy(NamedTuple):
+    """The weights as a list: a tree of them would take longer to hand over than the step itself."""
+
+    leaves: list
+    structure: Any
+
+    @classmethod
+    def of(cls, params):
+        """From weights on the host, or the first device's copy of those that are on all."""
+        leaves, structure = jax.tree.flatten(params)
+        return cls([leaf.addressable_data(0) if isinstance(leaf, jax.Array) else jnp.array(leaf)
+                    for leaf in leaves], structure)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _play(parts, program, structure, leaves, actor, key):
     """One step of the policy, on one device; no replay passes, and no optimiser: -> Played"""
+    params = jax.tree.unflatten(structure, leaves)
     key, play_key = jax.random.split(key)
     actor, row, stats = parts.play(program, parts.assemble(program, params), actor, play_key)
     return Played(actor, key, row, stats)
@@ -115,41 +130,40 @@ class HostLoop:
         """Begin episodes in the worlds, if this has not been done: -> RunnerState"""
         if self._worlds is not None:
             return state
-        self._worlds = Worlds(program.env, program.config.run.envs, self._steps)
+        self._worlds = Worlds(
+            program.env, program.config.run.envs, steps=self._steps)
         self._key, begin_key = jax.random.split(jax.random.fold_in(state.key, WORLDS))
         actor = self._worlds.begin(state.actor, begin_key)
         return state._replace(actor=actor, replay=_closed(state.replay))
 
     def _rollout(self, program, params, actor, steps):
         """-> ActorState, rows [E, steps, ...], EpisodeStats [steps, E], of the host"""
-        params, rows, stats = _of_one(params), [], []
+        policy, rows, stats = Policy.of(params), [], []
         for _ in range(steps):
-            played = _play(self.parts, program, params, actor, self._key)
+            played = _play(self.parts, program, policy.structure, policy.leaves, actor, self._key)
             self._key = played.key
-            row, found, action = jax.device_get((played.row, played.stats, played.actor.env))
-            actor = self._worlds.carry_out(played.actor._replace(env=action))
-            rows.append(row)
-            stats.append(found)
+            actor = self._worlds.carry_out(played.actor)
+            rows.append(_on_host(played.row))
+            stats.append(_on_host(played.stats))
         return actor, _stacked(rows, 1), _stacked(stats)
 
     def evaluate(self, program, params, key):
         """Returns and lengths [episodes] of fresh episodes, like dreamer.evaluate"""
         run, parts = program.config.run, self.parts
         if self._others is None:
-            self._others = Worlds(program.env, run.eval_episodes, self._steps)
+            self._others = Worlds(program.env, run.eval_episodes, "an evaluation")
         start_key, key = jax.random.split(key)
         actor = parts.start_episodes(program, run.eval_episodes, start_key)
         actor = self._others.begin(actor, start_key)
-        params, done = jax.device_put(params), None
+        policy, done = Policy.of(params), None
         for _ in range(run.eval_limit):
-            played = _play(parts, program, params, actor, key)
-            stats, action = jax.device_get((played.stats, played.actor.env))
+            played = _play(parts, program, policy.structure, policy.leaves, actor, key)
+            key, stats = played.key, _on_host(played.stats)
             done = stats if done is None else jax.tree.map(
                 partial(np.where, done.is_last), done, stats)
             if done.is_last.all():
                 break
-            actor = self._others.carry_out(played.actor._replace(env=action), ~done.is_last)
-            key = played.key
+            actor = self._others.carry_out(played.actor, ~done.is_last)
         return done.episode_return, done.length
 
 
@@ -184,9 +198,8 @@ class Chunk(NamedTuple):
         return partial(self.loop.chunk, self.program, self.rounds, self.lowered.compile(options))
 
 
-def _of_one(tree):
-    """The first device's copy of arrays that are the same on all."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+def _on_host(tree):
+    return jax.tree.map(np.asarray, tree)  # for small arrays, faster than jax.device_get
 
 
 def _stacked(trees, axis=0):
