@@ -23,8 +23,7 @@ from utils import evaluate
 from utils.core import cli
 from utils.pictures import film, names
 from utils.pictures.drawings import SIZE, bar_axis, draw
-from utils.worlds.gymnasium_env import RENDERED
-from utils.worlds.host import Worlds
+from utils.worlds.host import RENDERED, Worlds
 
 
 class Moment(NamedTuple):

@@ -245,7 +245,8 @@ def _methods(name, thing, wanted):
     missing = [one for one in wanted if not callable(getattr(thing, one, None))]
     if missing:
         raise GuestError(f"run.env: {name} gives an object of type {type(thing).__name__} without "
-                         f"{', '.join(missing)}: it does not have the interface of Gymnax")
+                         f"{', '.join(missing)}: it has the interface of neither Gymnax nor "
+                         "gymnasium.Env")
     for one, arguments in wanted.items():
         _takes(name, getattr(thing, one), arguments)
     return [getattr(thing, one) for one in wanted]

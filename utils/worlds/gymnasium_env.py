@@ -23,7 +23,7 @@ from utils.core import user_env
 from utils.core.cli import GYMNASIUM
 from utils.core.config import nearest
 from utils.core.user_env import Guest, GuestError
-from utils.worlds.host import Worlds
+from utils.worlds.host import RENDERED, Worlds
 from utils.worlds.interface import Interface, Step, check_bounds, is_image
 
 PREFIX = f"{GYMNASIUM}:"
@@ -32,7 +32,6 @@ PACKAGES = {"ALE": "ale_py", "dm_control": "shimmy"}
 INSTALL = {"ale_py": "ale-py", "shimmy": '"shimmy[dm-control]"'}
 TRIED = 100  # random steps before training
 LARGE = 128  # pixels on a side: a larger image is named
-RENDERED = "rgb_array"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Gymnasium's warnings
 
 
@@ -214,8 +213,8 @@ def registered(name, observation, changes):
     else:
         entry = spec.entry_point
     _check_keywords(name, entry, changes, ["max_episode_steps", *spec.kwargs])
-    create = partial(_create, name, partial(gymnasium.make, one, disable_env_checker=True), changes)
-    return _tried(HostEnvironment(name, create, observation))
+    make = partial(gymnasium.make, one, disable_env_checker=True, **(changes or {}))
+    return _tried(HostEnvironment(name, partial(_create, name, make, _renders(entry)), observation))
 
 
 def own(name, factory, observation, changes):
@@ -223,14 +222,15 @@ def own(name, factory, observation, changes):
 
     `changes` are its keyword arguments. Raises: GuestError."""
     _check_keywords(name, factory, changes)
-    return _tried(HostEnvironment(name, partial(_create, name, factory, changes), observation))
+    make = partial(factory, **(changes or {}))
+    return _tried(HostEnvironment(name, partial(_create, name, make, _renders(factory)),
+                                  observation))
 
 
-def _create(name, factory, changes, render_mode):
-    """One world of a factory that may or may not take the way in which it is rendered."""
-    mode = {"render_mode": render_mode} if render_mode and _takes(factory, "render_mode") else {}
+def _create(name, make, renders, render_mode):
+    """One world, asked for pictures of itself where it can draw them."""
     with _Installed(f"run.env: {name}"):
-        world = factory(**(changes or {}), **mode)
+        world = make(render_mode=render_mode) if render_mode and renders else make()
     if not is_world(world):
         raise GuestError(f"run.env: {name} gives an object of type {type(world).__name__}, "
                          "expected one gymnasium.Env")
@@ -260,6 +260,12 @@ def _takes(function, key):
     except (TypeError, ValueError):  # it has no signature to inspect
         return True
     return key in found or any(one.kind is one.VAR_KEYWORD for one in found.values())
+
+
+def _renders(entry):
+    """Whether a class, or a function that makes a world, can be asked for pictures."""
+    modes = getattr(entry, "metadata", {}).get("render_modes", [RENDERED])
+    return RENDERED in modes and _takes(entry, "render_mode")
 
 
 def _check_keywords(name, entry, changes, known=()):

@@ -2,6 +2,7 @@
 
 import weakref
 
+import gymnasium
 import jax
 import numpy as np
 
@@ -9,6 +10,7 @@ from utils.core.user_env import Guest, GuestError
 from utils.worlds.interface import Step
 
 RUN = "the run"
+RENDERED = "rgb_array"  # the way of rendering that gives a picture as an array
 
 
 class Worlds:
@@ -71,8 +73,11 @@ class Worlds:
 
     def picture(self):
         """The first world's own picture of itself: uint8 [H, W, 3]; None where it has none."""
+        world = self._worlds[0]
+        if world.render_mode != RENDERED or type(world.unwrapped).render is gymnasium.Env.render:
+            return None
         with self._guest():
-            picture = self._worlds[0].render()
+            picture = world.render()
         is_one = isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] == 3
         return picture.astype(np.uint8) if is_one else None
 
