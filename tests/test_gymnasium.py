@@ -215,12 +215,10 @@ def test_rows_are_those_of_gymnasiums_own_vector_of_worlds():
 
 
 def test_equal_seeds_give_equal_worlds_and_other_seeds_others(folder):
-    def seen(seeds):
-        return rows("worlds:Noise", np.zeros((9, 1), np.float32), 2, seeds)[0].x[..., 0]
-
-    assert_array_equal(seen((1, 2)), seen((1, 2)))
-    assert (seen((1, 2)) != seen((3, 4))).all()
-    assert (seen((1, 2))[:, 0] != seen((1, 2))[:, 1]).all()
+    one, same, other = (rows("worlds:Noise", np.zeros((9, 1), np.float32), 2, seeds)[0].x[..., 0]
+                        for seeds in ((1, 2), (1, 2), (3, 4)))
+    assert_array_equal(one, same)
+    assert (one != other).all() and (one[:, 0] != one[:, 1]).all()
 
 
 def test_worlds_that_do_not_play_stand_still(folder):

@@ -83,6 +83,35 @@ def test_seeds_are_averaged_with_the_interval_of_students_t(tiny, pretend):
     assert found["Catch-bsuite"]["interval"] == pytest.approx(4.303 / 3**0.5, rel=1e-4)
 
 
+def test_a_group_names_several_environments_each_once(tiny, pretend):
+    assert call(tiny, "--group", "minatar", "--env", "Asterix-MinAtar", "--seeds", "1") == 0
+    assert [env for env, _ in pretend] == suite.GROUPS["minatar"]
+    assert len(suite.GROUPS["minatar"]) == 5 and len(suite.GROUPS["classic"]) == 4
+    assert call(tiny, "--group", "atari") == 2
+
+
+def test_groups_together_are_all_that_are_listed_and_the_four_of_a_textbook():
+    parts = {name for group in ("classic", "minatar", "bsuite", "misc")
+             for name in suite.GROUPS[group]}
+    assert {name for name in suite.GROUPS["all"] if not name.startswith("MountainCar")} == parts
+
+
+def test_an_environment_of_gymnasium_is_a_run_like_any_other(tiny, pretend):
+    name = "gymnasium:CartPole-v1"
+    assert call(tiny, "--env", name, "--seeds", "1") == 0
+    assert pretend == [(name, 0)]
+    assert suite._reference_of(name) == Reference(475.0, "Gymnasium's threshold")
+    assert suite._reference_of("my_world:Line") is None
+    assert (tiny.parent / "runs" / "gymnasium-CartPole-v1-0").is_dir()
+
+
+def test_random_play_of_what_the_host_steps_is_that_of_the_compiled_loop():
+    run = cli.parse(["--env", "gymnasium:CartPole-v1"]).config.run
+    found = suite.random_policy(run)
+    assert found["episodes"] == suite.ON_HOST
+    assert abs(found["score"] - 22.5) < 3 * found["interval"]
+
+
 def test_a_run_with_other_numbers_is_made_again_in_the_place_of_the_old_one(tiny, pretend):
     call(tiny, "--env", "Catch-bsuite", "--seeds", "2")
     tiny.write_text(tiny.read_text(encoding="utf-8").replace("320", "340"), encoding="utf-8")

@@ -1,10 +1,12 @@
 """Trains a list of environments and seeds, one run after the other, and saves the results.
 
-    python -m utils.suite --env Catch-bsuite --seeds 3
+    python -m utils.suite --env Catch-bsuite --env gymnasium:LunarLander-v3 --seeds 3
+    python -m utils.suite --group classic
 
 utils/study/runs.py executes the runs and skips finished ones.
 """
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,21 @@ import numpy as np
 import gymnax_wrappers
 from utils.core import cli
 from utils.core import config as configuration
-from utils.core.references import REFERENCES
+from utils.core.references import REFERENCES, Reference
 from utils.run import files
 from utils.study import charts, runs
+from utils.worlds.host import Worlds
 
 RESULTS, PICTURE = "results.json", "results.png"
 LEVELS = 1  # of the results: environment
-EPISODES = 1000  # of the random policy
+EPISODES, ON_HOST = 1000, 100  # of the random policy; where the host steps the worlds
+LUNAR_LANDER = "gymnasium:LunarLander-v3"
+GROUPS = {
+    "classic": ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", LUNAR_LANDER],
+    **{group: [name for name in REFERENCES if name.lower().endswith(f"-{group}")]
+       for group in ("minatar", "bsuite", "misc")},
+    "all": [*REFERENCES, LUNAR_LANDER],
+}
 
 
 def main(argv=None):
@@ -33,9 +43,11 @@ def main(argv=None):
         if flags.table:
             print(table(runs.shown(flags.results / RESULTS, LEVELS)))
             return 0
-        plan = [(env, seed) for seed in range(flags.seeds) for env in flags.env or REFERENCES]
+        named = [*(flags.env or ()), *(name for one in flags.group or () for name in GROUPS[one])]
+        plan = [(env, seed) for seed in range(flags.seeds)
+                for env in dict.fromkeys(named) or REFERENCES]
         planned = [_run(flags, *run) for run in plan]
-        for env in flags.env or ():
+        for env in dict.fromkeys(named):
             gymnax_wrappers.make(env)
         runs.read(flags.results / RESULTS, LEVELS)  # report a damaged file before any run
         files.make(flags.results, flags.runs)
@@ -46,7 +58,7 @@ def main(argv=None):
 
 
 def _run(flags, env, seed):
-    folder = flags.runs / f"{env}-{seed}".replace(":", "-")
+    folder = flags.runs / re.sub("[:/]", "-", f"{env}-{seed}")
     return runs.Run(runs.resolved(flags.config, env, seed), folder)
 
 
@@ -56,15 +68,20 @@ def _done(flags, run):
 
 def _save(flags, run, result):
     """Add a run to the results, replacing an older one with its seed, and plot them."""
-    runs.update(flags.results / RESULTS, partial(_with, flags, run.config, result), partial(
-        charts.suite, flags.results / PICTURE,
-        references={name: one.score for name, one in REFERENCES.items()}))
+    runs.update(flags.results / RESULTS, partial(_with, flags, run.config, result),
+                partial(_draw, flags.results / PICTURE))
+
+
+def _draw(path, results):
+    """Plot the curves of all environments in the results, with their references."""
+    found = {name: _reference_of(name) for name in results}
+    charts.suite(path, results, {name: one and one.score for name, one in found.items()})
 
 
 def _with(flags, config, result, results):
     """The results with one more run, environments in the order of the references."""
     env = config.run.env
-    block = (configuration.read(flags.config).get("presets") or {}).get(env, {})
+    block = (configuration.read(flags.config).get("presets") or {}).get(cli.blocks(env)[-1], {})
     old = results.get(env)
     if old is None or old["block"] != block:
         old = (old or {}) | {"random": random_policy(config.run)}
@@ -104,9 +121,27 @@ def _random_returns(env, limit, key):
 def random_policy(run):
     """Mean return of the uniformly random policy in a run's environment, half its 95% interval."""
     env, key = gymnax_wrappers.configured(run), jax.random.key(0)
-    returns = np.asarray(_random_returns(env, run.eval_limit, key), float)
-    return {"score": float(returns.mean()), "episodes": EPISODES,
-            "interval": float(1.96 * returns.std() / EPISODES**0.5)}
+    returns = _returns_on_host if env.on_host else _random_returns
+    returns = np.asarray(returns(env, run.eval_limit, key), float)
+    return {"score": float(returns.mean()), "episodes": len(returns),
+            "interval": float(1.96 * returns.std() / len(returns)**0.5)}
+
+
+def _returns_on_host(env, limit, key):
+    """Like `_random_returns`, of ON_HOST episodes in worlds that the host steps."""
+    worlds, total = Worlds(env, ON_HOST, "random play"), np.zeros(ON_HOST)
+    over = np.zeros(ON_HOST, bool)
+    worlds.reset(range(ON_HOST))
+    actions = jax.jit(jax.vmap(env.action))
+    for step_key in jax.random.split(key, limit):
+        chosen = jax.random.uniform(step_key, (ON_HOST, env.action_size), minval=-1.0)
+        timestep = worlds.step(actions(chosen), ~over)
+        total += timestep.r
+        over = over | timestep.is_last
+        if over.all():
+            break
+    worlds.close()
+    return total
 
 
 def table(results):
@@ -114,7 +149,7 @@ def table(results):
     rows = [["environment", "random", "reference", "score", "reached", "last evaluation", "seeds",
              "steps", "updates", "minutes a run"], ["---"] + ["---:"] * 9]
     for name, found in results.items():
-        seeds, reference = found["seeds"], REFERENCES.get(name)
+        seeds, reference = found["seeds"], _reference_of(name)
         rows.append([
             name, _number(found["random"]["score"]),
             _reference(reference),
@@ -137,6 +172,14 @@ def reached(found, reference):
     episodes = np.linalg.norm([seed["interval"] for seed in found["seeds"]]) / len(found["seeds"])
     widest = max(found["interval"], episodes)
     return "within ±" if found["score"] + widest >= reference.score else "no"
+
+
+def _reference_of(name):
+    """The Reference of an environment: for one of Gymnasium, its registry's threshold."""
+    if name in REFERENCES:
+        return REFERENCES[name]
+    threshold = gymnax_wrappers.solved(name)
+    return None if threshold is None else Reference(float(threshold), "Gymnasium's threshold")
 
 
 def _reference(reference):
@@ -163,6 +206,8 @@ def _flags(argv):
     parser = runs.parser("utils.suite", __doc__.splitlines()[0], ("results", "suite"))
     parser.add_argument("--env", metavar="ID", action="append",
                         help="an environment; repeatable (default: all of --list-envs)")
+    parser.add_argument("--group", choices=GROUPS, action="append",
+                        help="several environments; repeatable")
     return runs.parsed(parser, argv)
 
 

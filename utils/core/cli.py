@@ -155,10 +155,15 @@ def resolve(flags, path=None, presets=()):
     named = {f"run.{FLAGS[name]}": f"--{name.replace('_', '-')}" for name in given}
     presets = [*flags.preset, *presets]
     config = configuration.load(path, Config, presets, sets, named)
-    first, _, one = config.run.env.rpartition(":")
-    own = [GYMNASIUM, one] if first.partition(":")[0] == GYMNASIUM else [config.run.env]
-    own = [name for name in own if name in configuration.presets(path)]
+    known = configuration.presets(path)
+    own = [name for name in blocks(config.run.env) if name in known]
     return configuration.load(path, Config, [*own, *presets], sets, named) if own else config
+
+
+def blocks(env):
+    """The blocks that are an environment's own, if the file has them, in order."""
+    first, _, one = env.rpartition(":")
+    return [GYMNASIUM, one] if first.partition(":")[0] == GYMNASIUM else [env]
 
 
 def _check_world_model_only(learning):
