@@ -241,9 +241,8 @@ def test_a_point_that_swims_far_out_stays_in_the_picture_and_the_rest_in_sight(f
 
 def _of_bars(low, high):
     """A stub for an environment of vectors with declared bounds."""
-    space = SimpleNamespace(low=low, high=high)
-    inner = SimpleNamespace(observation_space=lambda params: space)
-    return SimpleNamespace(name="Mine-v0", is_image=False, env=inner, params=None)
+    return SimpleNamespace(
+        name="Mine-v0", is_image=False, space=SimpleNamespace(low=low, high=high))
 
 
 @pytest.mark.parametrize("low, high, seen, axis", [
