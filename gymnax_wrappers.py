@@ -170,11 +170,13 @@ def _bound(env):
 def _registered(name):
     """(environment, parameters) of an id that is registered with Gymnax."""
     if name not in gymnax.registered_envs:
-        near = difflib.get_close_matches(name, gymnax.registered_envs, 3, 0.3)
+        there = gymnasium_env.ids(name)
+        near = [*difflib.get_close_matches(
+            name, gymnax.registered_envs, 3, 0.8 if there else 0.3), *there]
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise user_env.GuestError(
-            f"run.env: expected one of --list-envs or your own package.module:factory, "
-            f"found {name!r}{hint}")
+            "run.env: expected one of --list-envs, gymnasium:ID or your own "
+            f"package.module:factory, found {name!r}{hint}")
     if name == MNIST and not all((MNIST_FOLDER / file).is_file() for file in MNIST_FILES):
         raise user_env.GuestError(
             f"run.env: {name} wants to download its data; expected in {MNIST_FOLDER}: "

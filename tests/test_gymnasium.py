@@ -76,7 +76,7 @@ Wide = seeing(spaces.Box(0, 255, (130, 16, 3), np.uint8), np.zeros((130, 16, 3),
 Album = seeing(spaces.Dict({"x": spaces.Box(0, 255, (4, 4, 3), np.uint8)}),
                {"x": np.zeros((4, 4, 3), np.uint8)})
 Bright = seeing(spaces.Box(0.0, 255.0, (8, 8)), np.full((8, 8), 255, np.float32))
-Beyond = seeing(spaces.Discrete(5), 5)
+Beyond = seeing(spaces.Discrete(5, start=2), 7)
 Broken = seeing(spaces.Box(0.0, 1.0, (2,)), np.array([0, np.nan], np.float32))
 Short = seeing(spaces.Box(0.0, 1.0, (2,)), np.zeros(1, np.float32))
 Endless = seeing(spaces.Sequence(spaces.Discrete(2)), (0,))
@@ -284,6 +284,8 @@ def test_an_action_arrives_in_the_numbers_of_the_world(folder, name, a, carried_
 
 
 @pytest.mark.parametrize("name, words", [
+    ("LunarLander-v3", ["did you mean gymnasium:LunarLander-v3?"]),
+    ("LunarLander", ["did you mean gymnasium:LunarLander-v3?"]),
     ("gymnasium:CartPol-v1", ["no 'CartPol-v1'", "'gymnasium:CartPole-v1'"]),
     ("gymnasium:CartPole-v9", ["no 'CartPole-v9'", "'gymnasium:CartPole-v"]),
     ("gymnasium:", ["knows no ''"]),
@@ -296,7 +298,7 @@ def test_an_action_arrives_in_the_numbers_of_the_world(folder, name, a, carried_
     ("worlds:Priceless", ["the reward is inf"]),
     ("worlds:Broken", ["entry [1] of the observation is nan", "finite"]),
     ("worlds:Short", ["float32[1]", "float32[2]"]),
-    ("worlds:Beyond", ["the observation is 5", "Discrete(5)"]),
+    ("worlds:Beyond", ["the observation is 7", "expected 2 to 6"]),
     ("worlds:Bright", ["entry [0][0] of the observation is 255", "0 to 1, or uint8"]),
     ("worlds:Endless", ["observations of type Sequence", "flatten_space"]),
     ("worlds:Spaceless", ["observation_space of type NoneType"]),

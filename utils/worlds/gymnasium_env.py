@@ -185,6 +185,12 @@ def _note(warned):
     return " ".join(COLOURS.sub("", str(warned.message)).removeprefix("WARN: ").split())
 
 
+def ids(name):
+    """The names here of Gymnasium's own environments that have this id, or this without version."""
+    return [f"{PREFIX}{one}" for one in gymnasium.registry
+            if name in (one, one.rpartition("-v")[0] or one)][-1:]
+
+
 def is_world(thing):
     """Whether this is an environment of Gymnasium, or a class of them."""
     return isinstance(thing, gymnasium.Env) or (

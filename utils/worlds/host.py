@@ -33,7 +33,8 @@ class Worlds:
         """Begin an episode in each world: -> Step; equal seeds [E] begin equal ones"""
         with self._guest():
             for n, world in enumerate(self._worlds):
-                self._x[n] = self._raw(*self._parts("reset", world.reset(seed=int(seeds[n]))))
+                x, _ = self._parts("reset", world.reset(seed=int(seeds[n])))
+                self._x[n] = self._raw(x)
         r, no = np.zeros(len(self._x), np.float32), np.zeros(len(self._x), bool)
         self._over = no
         return Step(x=self._observed(), r=r, is_first=~no, is_last=no, is_terminal=no)
@@ -90,7 +91,7 @@ class Worlds:
             raise self._wrong(f"{what} returns {count} values, expected {wanted}")
         return found
 
-    def _raw(self, x, _=None):
+    def _raw(self, x):
         """An observation as an array of the declared shape."""
         x, wanted = self._env.array(x), self._env.raw_shape
         if x.shape != wanted or x.dtype.kind not in "biuf":
@@ -106,8 +107,9 @@ class Worlds:
             self._check(x, (x < 0) | (x > 1), "expected an image from 0 to 1, or uint8 "
                         "(run.observation=vector accepts any number)")
         if env.classes is not None:
-            self._check(x, (x < 0) | (x >= env.classes), f"expected 0 to {env.classes - 1} "
-                        f"above the first of Discrete({env.classes})")
+            first, last = env.first_class, env.first_class + env.classes - 1
+            self._check(x + first, (x < 0) | (x >= env.classes), f"expected {first} to {last}, as "
+                        "its space declares")
         return env.observation(x, np)
 
     def _check(self, x, wrong, expected):
