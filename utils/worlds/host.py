@@ -31,6 +31,7 @@ class Worlds:
 
     def reset(self, seeds):
         """Begin an episode in each world: -> Step; equal seeds [E] begin equal ones"""
+        self._steps = self._steps if self._of == RUN else 0
         with self._guest():
             for n, world in enumerate(self._worlds):
                 x, _ = self._parts("reset", world.reset(seed=int(seeds[n])))

@@ -79,11 +79,11 @@ def _round(parts, program, state, updates):
 
     -> RunnerState without actor, no EpisodeStats, metrics [updates]."""
 
-    def one_update(state, _):
+    def one(state, _):
         return parts.update(program, state)
 
     state = state._replace(replay=_written(state.replay, state.actor), actor=None)
-    state, metrics = jax.lax.scan(one_update, state, length=updates)
+    state, metrics = jax.lax.scan(one, state, None, updates)
     return state, None, metrics
 
 
@@ -116,11 +116,10 @@ class HostLoop:
         """`rounds` times k steps of each world and U updates, like dreamer.train_chunk
 
         `learn` is compiled. -> RunnerState, EpisodeStats [rounds, k, E], metrics [rounds, U]."""
-        state, (_, steps), stats, metrics = (
-            self._begun(program, state), updates_per_steps(program.config), [], [])
-        actor = state.actor
+        state, (_, k) = self._begun(program, state), updates_per_steps(program.config)
+        actor, stats, metrics = state.actor, [], []
         for _ in range(rounds):
-            actor, rows, found = self._rollout(program, state.agent.params, actor, steps)
+            actor, rows, found = self._rollout(program, state.agent.params, actor, k)
             state, _, measured = learn(state._replace(actor=None), rows)
             stats.append(found)
             metrics.append(measured)
@@ -130,8 +129,7 @@ class HostLoop:
         """Begin episodes in the worlds, if this has not been done: -> RunnerState"""
         if self._worlds is not None:
             return state
-        self._worlds = Worlds(
-            program.env, program.config.run.envs, steps=self._steps)
+        self._worlds = Worlds(program.env, program.config.run.envs, steps=self._steps)
         self._key, begin_key = jax.random.split(jax.random.fold_in(state.key, WORLDS))
         actor = self._worlds.begin(state.actor, begin_key)
         return state._replace(actor=actor, replay=_closed(state.replay))
@@ -167,8 +165,6 @@ class HostLoop:
         return done.episode_return, done.length
 
 
-
-
 def calls(parts, steps):
     """(prefill, train_chunk, evaluate) of dreamer.Calls, for a run of so many steps so far."""
     loop = HostLoop(parts, steps)
@@ -185,9 +181,9 @@ class Chunk(NamedTuple):
 
     def lower(self, program, shapes, rounds):
         """The first stage, for the shapes of a RunnerState."""
-        updates, steps = updates_per_steps(program.config)
+        updates, k = updates_per_steps(program.config)
         rows = jax.tree.map(
-            lambda column: jax.ShapeDtypeStruct((len(column), steps, *column.shape[2:]),
+            lambda column: jax.ShapeDtypeStruct((len(column), k, *column.shape[2:]),
                                                 column.dtype), shapes.replay.rows)
         lowered = _learn.lower(
             self.loop.parts, program, shapes._replace(actor=None), rows, updates)
