@@ -343,6 +343,11 @@ def test_a_world_describes_itself():
     assert env.solved == 475.0 and not env.notes(3000)
 
 
+def test_what_gymnasium_warns_of_is_noted():
+    (line,) = gymnax_wrappers.make("gymnasium:CartPole-v0").notes(3000)
+    assert "out of date" in line and "\x1b" not in line
+
+
 def test_an_extra_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "Box2D", None)
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
@@ -386,7 +391,8 @@ def logged(run):
 
 def test_a_run_leaves_what_any_run_leaves_and_equal_seeds_leave_the_same(tmp_path, capsys):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert train("--env", CARTPOLE, "--seed", seed, "--logdir", str(tmp_path / name)) == 0
+        assert train("--env", CARTPOLE, "--seed", seed, "--steps", "300", "--logdir",
+                     str(tmp_path / name)) == 0
     assert "score" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names >= {"learning_curve.png", "config.yaml", "metrics.jsonl", "scores.jsonl",
@@ -478,7 +484,8 @@ def test_a_run_in_a_world_of_ones_own_is_opened_only_with_its_name(folder, capsy
 
 def test_the_world_of_the_page_has_at_most_30_lines_and_is_trained_and_filmed(folder):
     assert len([line for line in example().splitlines() if line]) <= 30
-    assert train("--env", "my_world:Line", "--env-param", "stride=0.2", "--logdir", "run") == 0
+    assert train("--env", "my_world:Line", "--env-param", "stride=0.2", "--steps", "300",
+                 "--logdir", "run") == 0
     assert "stride: 0.2" in (folder / "run" / "config.yaml").read_text(encoding="utf-8")
     assert watch.main(["run", "--env", "my_world:Line"]) == 0
 
@@ -501,7 +508,8 @@ lunar = pytest.mark.skipif(find_spec("Box2D") is None, reason="Box2D is not inst
 @lunar
 def test_lunar_lander_is_trained_and_filmed(tmp_path):
     name, made = "gymnasium:LunarLander-v3", tmp_path / "run"
-    assert train("--env", name, "--env-param", "enable_wind=true", "--logdir", str(made)) == 0
+    assert train("--env", name, "--env-param", "enable_wind=true", "--steps", "600", "--logdir",
+                 str(made)) == 0
     assert watch.main([str(made), "--limit", "50"]) == 0
 
 

@@ -76,7 +76,7 @@ class HostEnvironment(Interface):
         with warnings.catch_warnings(record=True) as warned, Guest(f"run.env: {self.name}"):
             warnings.simplefilter("always")
             world = self._create(render_mode)
-        self._notes += [note for note in map(_note, warned) if note not in self._notes]
+        self._notes += [note for note in _notes(warned) if note not in self._notes]
         return world
 
     def _read_actions(self, space):
@@ -180,9 +180,10 @@ def _parts(space):
             for part in _parts(one)]
 
 
-def _note(warned):
-    """A warning of Gymnasium as one line."""
-    return " ".join(COLOURS.sub("", str(warned.message)).removeprefix("WARN: ").split())
+def _notes(warned):
+    """The warnings of Gymnasium itself, each as one line."""
+    texts = [" ".join(COLOURS.sub("", str(one.message)).split()) for one in warned]
+    return [text.removeprefix("WARN: ") for text in texts if text.startswith("WARN: ")]
 
 
 def ids(name):
