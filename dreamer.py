@@ -864,7 +864,7 @@ def evaluate(program, params, key):
     start_key, play_key = jax.random.split(key)
     actor = start_episodes(program, run.eval_episodes, start_key)
     no = jnp.zeros(run.eval_episodes, bool)
-    first = EpisodeStats(no, actor.episode_return, actor.length)
+    first = EpisodeStats(is_last=no, episode_return=actor.episode_return, length=actor.length)
 
     def unfinished(carry):
         _, done, t = carry

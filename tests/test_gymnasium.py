@@ -1,5 +1,6 @@
 """Environments of Gymnasium, which the host steps: their rows, what is refused, and whole runs."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -413,11 +414,14 @@ def run(tmp_path_factory):
 def test_a_run_is_scored_filmed_and_reported_without_naming_its_world(run, tmp_path, capsys):
     made = shutil.copytree(run, tmp_path / "run")
     assert evaluate.main([str(made), "--episodes", "3"]) == 0
-    assert watch.main([str(made), "--limit", "60"]) == 0
+    draws = importlib.util.find_spec("pygame") is not None  # with which Gymnasium draws its poles
+    assert watch.main([str(made), "--limit", "60"]) == (0 if draws else 2)
     assert report.main([str(made)]) == 0
     said = capsys.readouterr()
     assert "over 3 episodes" in said.out and "continued from their middle" in said.err
-    assert (made / "episode-0.gif").is_file() and (made / "report" / "open-loop.png").is_file()
+    assert (made / "report" / "open-loop.png").is_file()
+    assert (made / "episode-0.gif").is_file() == draws
+    assert draws or 'pip install "gymnasium[classic-control]"' in said.err
     (row,) = [json.loads(line) for line in (made / "evaluations.jsonl").open()]
     assert row["least"] >= 8 and row["mean"] == row["length"]
 
