@@ -1,5 +1,6 @@
 """A picture drawn from an observation alone equals the one drawn from the state."""
 
+import gymnasium
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,18 @@ def test_the_observation_gives_the_same_picture_as_the_state(name):
     assert (apart > 20).mean() < 0.001, "but for the rounding of an edge"
 
 
-def test_every_entry_of_a_vector_has_a_name():
-    for name, entries in names.ENTRIES.items():
-        assert len(entries) == gymnax_wrappers.make(name).x_shape[0], name
-    assert set(names.ENTRIES) | set(observations.STATES) <= set(gymnax.registered_envs)
+@pytest.fixture
+def of_gymnax():
+    """Whether a named environment is one of Gymnax; all others are known to Gymnasium."""
+    assert names.ENTRIES.keys() | names.ACTIONS.keys() <= {
+        *gymnax.registered_envs, *gymnasium.registry}
+    return gymnax.registered_envs.__contains__
+
+
+def test_every_entry_of_a_vector_has_a_name(of_gymnax):
+    for name in filter(of_gymnax, names.ENTRIES):
+        assert len(names.ENTRIES[name]) == gymnax_wrappers.make(name).x_shape[0], name
+    assert set(observations.STATES) <= set(gymnax.registered_envs)
     assert names.entries(gymnax_wrappers.make("FrozenLake-misc"))[15] == "entry 15"
 
 
@@ -68,9 +77,9 @@ def test_differences_go_from_white_to_red():
     assert (found[1] <= found[2]).all() and (found[2] <= 255).all()
 
 
-def test_every_action_of_a_known_environment_has_a_name_and_others_have_numbers():
-    for name, actions in names.ACTIONS.items():
-        assert len(actions) == gymnax_wrappers.make(name).action_size, name
+def test_every_action_of_a_known_environment_has_a_name_and_others_have_numbers(of_gymnax):
+    for name in filter(of_gymnax, names.ACTIONS):
+        assert len(names.ACTIONS[name]) == gymnax_wrappers.make(name).action_size, name
     assert names.actions(gymnax_wrappers.make("DeepSea-bsuite")) == ["action 0", "action 1"]
 
 
