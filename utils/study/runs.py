@@ -112,8 +112,9 @@ def train(run):
     numbers = folder / "config.yaml"  # resolved: no preset remains to be applied
     numbers.write_text(configuration.dump(config), encoding="utf-8")
     new = ["--config", str(numbers), "--logdir", str(folder / "run")]
+    resume = ["--resume", str(folder / "run"), "--env", config.run.env]  # it may have its own code
     command = [sys.executable, str(ROOT / "dreamer.py"),
-               *(["--resume", str(folder / "run")] if started else new)]
+               *(resume if started else new)]
     print(f"{run.name}: {'resumes' if started else 'starts'}, log in {folder / 'log.txt'}",
           flush=True)
     stopped = False
