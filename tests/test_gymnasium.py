@@ -1,6 +1,5 @@
 """Environments of Gymnasium, which the host steps: their rows, what is refused, and whole runs."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
 import gymnax_wrappers
-from tests import pages
+from tests import pages, sharing
 from utils import evaluate, report, watch
 from utils.agent import Agent
 from utils.core import cli, user_env
@@ -379,6 +378,12 @@ def test_a_block_of_an_id_holds_for_gymnasium_too_after_that_of_all_its_environm
 # ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_program():
+    with sharing.one_program():
+        yield
+
+
 def train(*flags):
     """The command, with the small agent: -> exit status"""
     return dreamer.main([*DEBUG, *flags])
@@ -392,7 +397,7 @@ def logged(run):
 
 def test_a_run_leaves_what_any_run_leaves_and_equal_seeds_leave_the_same(tmp_path, capsys):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert train("--env", CARTPOLE, "--seed", seed, "--steps", "300", "--logdir",
+        assert train("--env", CARTPOLE, "--seed", seed, "--steps", "400", "--logdir",
                      str(tmp_path / name)) == 0
     assert "score" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "a").iterdir()}
@@ -414,7 +419,7 @@ def run(tmp_path_factory):
 def test_a_run_is_scored_filmed_and_reported_without_naming_its_world(run, tmp_path, capsys):
     made = shutil.copytree(run, tmp_path / "run")
     assert evaluate.main([str(made), "--episodes", "3"]) == 0
-    draws = importlib.util.find_spec("pygame") is not None  # with which Gymnasium draws its poles
+    draws = find_spec("pygame") is not None  # with which Gymnasium draws its poles
     assert watch.main([str(made), "--limit", "60"]) == (0 if draws else 2)
     assert report.main([str(made)]) == 0
     said = capsys.readouterr()
