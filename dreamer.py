@@ -82,7 +82,7 @@ from utils.core.devices import DEVICES
 from utils.core.references import REFERENCES
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
 from utils.run.chunks import train_chunks
-from utils.run.session import Session
+from utils.run.session import Session, check_saved
 from utils.worlds import host_loop
 
 # ---- What flows through the program --------------------------------------------------------------
@@ -938,8 +938,7 @@ def train(program, session):
     rounds, key = rounds_per_chunk(program.config), session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the longest compilation runs beside the others
         shapes = calls.init.eval_shape(program, key)
-        compiling = pool.submit(
-            xla.compile_in_full, calls.train_chunk, program, shapes, rounds)
+        compiling = pool.submit(xla.compile_in_full, calls.train_chunk, program, shapes, rounds)
         state = session.restore(calls.init(program, key))
         if not state.replay.written.any():  # a new run, or one that was saved without its replay
             state, stats = calls.prefill(program, state, run.prefill // run.envs)
@@ -966,6 +965,7 @@ def main(argv=None, began=None):
         if command.list_envs:
             print(gymnax_wrappers.listing(REFERENCES))
             return 0
+        check_saved(command)  # before the code of an environment is imported
         env = gymnax_wrappers.configured(command.config.run)
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)

@@ -18,9 +18,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 import dreamer
 import gymnax_wrappers
 from tests import pages, sharing
+from tests.test_user_env import refused
 from utils import evaluate, report, watch
 from utils.agent import Agent
-from utils.core import cli, user_env
+from utils.core import cli
 from utils.core.replay import Replay
 from utils.run.logger import read_rows
 from utils.worlds import host_loop
@@ -160,15 +161,6 @@ def rows(name, actions, count=1, seeds=(0,)):
     for a in actions:
         played.append(worlds.step(np.stack([np.asarray(env.action(a))] * count)))
     return jax.tree.map(lambda *steps: np.stack(steps), *played), worlds
-
-
-def refused(name, changes=None):
-    """The one line that refuses an environment."""
-    with pytest.raises(user_env.GuestError) as caught:
-        gymnax_wrappers.make(name, changes=changes)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("run.env")
-    return message
 
 
 # ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import dreamer
+import gymnax_wrappers
 from tests import sharing
 from utils import evaluate
 from utils.core.replay import Replay
@@ -272,7 +273,9 @@ def test_a_setting_that_must_not_change_is_named_and_nothing_changes(flags, name
     assert before == {path.name: path.stat().st_mtime_ns for path in whole.iterdir()}
 
 
-def test_a_run_whose_configuration_was_changed_by_hand_is_not_resumed(stopped, tmp_path, capsys):
+def test_a_run_whose_configuration_was_changed_by_hand_is_refused_before_its_world_is_made(
+        stopped, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gymnax_wrappers, "configured", lambda run: pytest.fail("was imported"))
     run = _copy(stopped[1], tmp_path)
     text = (run / "config.yaml").read_text(encoding="utf-8")
     (run / "config.yaml").write_text(text.replace("horizon: 333", "horizon: 50"), encoding="utf-8")

@@ -1,9 +1,9 @@
 """The forms of layers, loops and norms that are fast on the device at hand.
 
 Everywhere else in the project they stand in the plain form. `on_cpu` decides: on a CPU the layers
-are swapped, on any other device the loops and the norms. All forms compute the same numbers; only
-the order of sums differs. tests/test_fast_forms.py compares values and gradients, docs/speed.md has
-the measurements.
+are swapped, on any other device the loops and the norms. In float32, all forms compute the same
+numbers; only the order of sums differs. tests/test_fast_forms.py compares values and gradients,
+docs/speed.md has the measurements.
 
 On a CPU, XLA compiles some plain layers badly: it copies weights at every step of a loop, its
 convolutions take many times as long as matrix products, and the activations of all imagined states

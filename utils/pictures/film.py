@@ -18,7 +18,7 @@ from utils.run import files
 from utils.run.curves import BLUE, STYLE, VERMILION
 
 HEIGHT, WIDTH = 360, 480  # pixels of the panels; the picture to their left is square
-FRAMES = 250  # maximum number; longer episodes show every n-th step
+FRAMES = 100  # maximum number; longer episodes show every n-th step
 PACE, SLOW_PACE, LAST = 40, 200, 1500  # ms per frame: default, maximum, and of the last one
 LENGTH = 4000  # target duration, ms; short episodes are slowed down
 COLOURS = 255  # of a film's palette; the 256th marks unchanged pixels

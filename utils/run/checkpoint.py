@@ -12,6 +12,7 @@ never changes. The record has the SHA-256 of every file and of itself. Only arra
 read, so opening someone else's checkpoint runs no code.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -97,6 +98,13 @@ class Checkpoints:
                 yield self._read(path, rows)
             except (ValueError, OSError) as error:
                 warn(f"{error}; trying the checkpoint before it")
+
+    def records(self):
+        """Yields each intact record that this version can resume from, without its arrays."""
+        for path in self._records():
+            with contextlib.suppress(ValueError, OSError):
+                if (record := _record(path))["format"] == FORMAT:
+                    yield record
 
     def forget_after(self, step):
         """Delete the records of later steps: the run resumes from this one."""

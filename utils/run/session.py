@@ -47,6 +47,14 @@ class Mismatch(ValueError):
 ENDS = (OSError, FloatingPointError, GuestError, Mismatch)
 
 
+def check_saved(command):
+    """Check that a run to resume has the configuration of its checkpoints.
+
+    Raises: ValueError, one line."""
+    for record in Checkpoints(command.run).records() if command.run else ():
+        check_unchanged(command.config, record["config"], command.run)
+
+
 class Run:
     """One agent's run: its folder, logs, checkpoints and best weights so far.
 
@@ -65,7 +73,6 @@ class Run:
         """Load the last checkpoint of the folder and check that the run can resume from it."""
         self.saved = self.checkpoints.load(_warn)
         record, steps = self.saved.record, self.config.run.steps
-        check_unchanged(self.config, record["config"], self.folder)
         self._logger.check(record["logs"])
         is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
         is_changed = "run.steps" in differences(self.config, record["config"])
