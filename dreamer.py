@@ -52,10 +52,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from utils.core import start, xla
+from utils.hosts.join import GROUP, join
 
 STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
 if __name__ == "__main__":
     start.announce()
+    join(sys.argv[1:])  # with other processes, before jax looks for devices
 xla.start_jax()
 
 import jax
@@ -587,7 +589,7 @@ def imagination_losses(networks, frozen, imagined, return_range, config):
     last_value = twohot_mean(frozen.networks.critic(last), bins)
     values = jnp.concatenate([values, last_value[:, None]], 1)
     returns = lambda_returns(r, c, values, learning.lambda_)
-    returns_of_all = jax.lax.all_gather(returns, DEVICES)  # an axis of on_all_devices
+    returns_of_all = jax.lax.all_gather(devices.sample_of(returns), DEVICES)
     return_range = update_return_range(return_range, returns_of_all, learning)
     advantage = advantages(returns, values[:, :-1], return_range, learning.return_limit)
 
@@ -708,16 +710,16 @@ def train_step(program, state, batch, key):
     """One gradient step on all networks, on one batch [B, T + 1, ...]
 
     -> AgentState, Latent, metrics."""
-    gradient = jax.grad(total_loss, has_aux=True)
-    grads, aux = gradient(state.params, program, state, batch, key)
-    flat, restore = ravel_pytree((grads, aux.metrics))  # one vector: one exchange among devices
-    grads, metrics = restore(jax.lax.pmean(flat, DEVICES))
+    grads, aux = jax.grad(total_loss, has_aux=True)(state.params, program, state, batch, key)
+    flat, restore = ravel_pytree(grads)  # one vector: one exchange among devices
+    mean = jax.lax.pmean(flat.astype(program.config.optimizer.mean_dtype), DEVICES)
+    grads = restore(mean.astype(flat.dtype))
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
     norms = fast_forms.norms(jax.tree.leaves(grads))
-    metrics |= {"optimizer/grad_norm": jnp.linalg.norm(norms)}
+    metrics = aux.metrics | {"optimizer/grad_norm": jnp.linalg.norm(norms)}
     state = AgentState(params=params, slow_critic=slow_critic, opt_state=opt_state,
                        return_range=aux.return_range, step=state.step + 1)
     return state, aux.latent, metrics
@@ -827,23 +829,21 @@ def train_rounds(program, state, rounds):
 def on_all_devices(function, program, state, number):
     """function(program, state, number) on each device, with its part of environments and batch
 
-    The devices keep the replay of their own environments. Weights are the same on all: gradients
-    are averaged (train_step) and percentiles are those of all returns (imagination_losses).
-
-    -> RunnerState, arrays [., ., E] of all devices' environments, metrics (the same on all)."""
-    same, divided = PartitionSpec(), PartitionSpec(DEVICES)
-    replay = replay_buffer.Replay(rows=divided, written=same)
-    spec = RunnerState(agent=same, replay=replay, actor=divided, key=same)
+    Each keeps the replay of its environments. Weights are the same on all: `train_step` averages
+    gradients, `imagination_losses` takes percentiles of the returns of all devices.
+    -> RunnerState, arrays [., ., E] of all environments, metrics (means over the devices)."""
+    spec = devices.layout(state)
 
     def on_one(state):
-        own_key = jax.random.fold_in(state.key, jax.lax.axis_index(DEVICES))
-        after, *results = function(devices.part(program), state._replace(key=own_key), number)
+        own = state._replace(key=jax.random.fold_in(state.key, jax.lax.axis_index(DEVICES)))
+        after, stats, metrics = function(devices.part(program), own, number)
         key = jax.random.fold_in(state.key, jax.lax.axis_size(DEVICES))  # again the same on all
-        return after._replace(key=key), *results
+        stats = jax.lax.all_gather(stats, DEVICES, axis=2, tiled=True)
+        flat, restore = ravel_pytree(metrics)
+        return after._replace(key=key), stats, restore(jax.lax.pmean(flat, DEVICES))
 
-    return jax.shard_map(
-        on_one, mesh=devices.mesh(program.config), in_specs=(spec,),
-        out_specs=(spec, PartitionSpec(None, None, DEVICES), same), check_vma=False)(state)
+    return jax.shard_map(on_one, mesh=devices.mesh(program.config), in_specs=(spec,),
+                         out_specs=(spec, PartitionSpec(), PartitionSpec()), check_vma=False)(state)
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)
@@ -937,7 +937,7 @@ def train(program, session):
     run, calls = program.config.run, calls_for(program, session.several, session.steps)
     rounds, key = rounds_per_chunk(program.config), session.init_key()
     with ThreadPoolExecutor(1) as pool:  # the longest compilation runs beside the others
-        shapes = calls.init.eval_shape(program, key)
+        shapes = session.whole(calls.init.eval_shape(program, key))
         compiling = pool.submit(xla.compile_in_full, calls.train_chunk, program, shapes, rounds)
         state = session.restore(calls.init(program, key))
         if not state.replay.written.any():  # a new run, or one that was saved without its replay
@@ -970,11 +970,11 @@ def main(argv=None, began=None):
         program, shapes = build(command.config, env)
         session = Session(command, env, shapes, began)
     except (ValueError, OSError) as error:
-        return cli.complain(error)
+        return GROUP.complain(error)
     with session:  # a full disk, a nan or a signal ends here; session.status says which
         train(program, session)
     return session.status
 
 
 if __name__ == "__main__":
-    sys.exit(main(began=STARTED))
+    GROUP.leave(main(began=STARTED))

@@ -32,7 +32,8 @@ PAPER = {
                  "slow_scale": 1, "return_rate": 0.01, "return_limit": 1, "return_low": 5,
                  "return_high": 95},
     "optimizer": {"lr": 4e-5, "warmup": 1000, "lr_final": 1, "agc": 0.3, "agc_floor": 1e-3,
-                  "rms_decay": 0.999, "momentum": 0.9, "eps": 1e-20},
+                  "rms_decay": 0.999, "momentum": 0.9, "eps": 1e-20,
+                  "mean_dtype": "float32"},
     "run": {"train_ratio": 32, "envs": 16, "prefill": 1040},
 }
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import dreamer
@@ -35,13 +36,12 @@ def _on_two(function, *args):
 
 def test_an_update_follows_the_mean_of_all_devices_gradients(monkeypatch):
     monkeypatch.setattr(dreamer, "total_loss", lambda params, program, state, batch, key: (
-        jnp.vdot(params["critic"], batch), dreamer.Aux(None, None, {"size": batch.sum()})))
+        jnp.vdot(params["critic"], batch), dreamer.Aux(None, None, {})))
     program, weights = SimpleNamespace(config=_settings(), optimizer=optax.sgd(1.0)), jnp.ones(2)
     start = dreamer.AgentState({"critic": weights}, weights, optax.sgd(1.0).init(weights), None, 0)
     slopes = jnp.array([[0.1, 0.2], [0.3, -0.4]])
     change, metrics = _on_two(partial(_moved, program, start), slopes)
     np.testing.assert_allclose(change, [-slopes.mean(0)] * 2, rtol=1e-5)
-    np.testing.assert_allclose(metrics["size"], [0.1] * 2, rtol=1e-5)
     np.testing.assert_allclose(metrics["optimizer/grad_norm"],
                                [np.linalg.norm(slopes.mean(0))] * 2, rtol=1e-5)
 
@@ -49,6 +49,41 @@ def test_an_update_follows_the_mean_of_all_devices_gradients(monkeypatch):
 def _moved(program, start, slope):
     state, _, metrics = dreamer.train_step(program, start, slope[0], None)
     return state.params["critic"] - start.params["critic"], metrics
+
+
+@pytest.mark.parametrize("mean_dtype, moved", [("float32", 1.0 + 2.0**-10), ("bfloat16", 1.0)])
+def test_gradients_are_exchanged_in_the_type_that_the_yaml_names(mean_dtype, moved, monkeypatch):
+    monkeypatch.setattr(dreamer, "total_loss", lambda params, program, state, batch, key: (
+        jnp.vdot(params["critic"], batch), dreamer.Aux(None, None, {})))
+    settings = _settings(f"optimizer.mean_dtype={mean_dtype}")
+    program, weights = SimpleNamespace(config=settings, optimizer=optax.sgd(1.0)), jnp.zeros(2)
+    start = dreamer.AgentState({"critic": weights}, weights, optax.sgd(1.0).init(weights), None, 0)
+    change, _ = _on_two(partial(_moved, program, start), jnp.full((2, 2), 1.0 + 2.0**-10))
+    assert change.dtype == np.float32 and (change == -moved).all()
+
+
+def test_more_than_eight_devices_take_percentiles_of_a_share_of_their_returns():
+    returns = jax.random.normal(jax.random.key(0), (16, 64 * 20, 15)) + jnp.arange(15.0)
+    levels = jnp.array([5.0, 50.0, 95.0])
+    on_all = jax.vmap(partial(_percentiles, levels), axis_name=DEVICES, out_axes=(None, 0))
+    (few, exact), (most, near) = on_all(returns[:8]), on_all(returns)
+    assert (few, most) == (64 * 20 * 15, devices.SHARE // 16)
+    np.testing.assert_allclose(exact[0], np.percentile(returns[:8], levels), rtol=1e-5)
+    np.testing.assert_allclose(near, [np.percentile(returns, levels)] * 16, atol=0.3)
+
+
+def _percentiles(levels, returns):
+    share = devices.sample_of(returns)
+    return share.size, jnp.percentile(jax.lax.all_gather(share, DEVICES), levels)
+
+
+@pytest.mark.parametrize("devices_, rollouts, steps", [
+    (1000, 1024, 15), (9, 64, 5), (64, 1024, 15)])
+def test_a_share_of_the_returns_has_as_many_of_each_step_of_a_rollout(devices_, rollouts, steps):
+    returns = jnp.broadcast_to(jnp.arange(steps), (rollouts, steps))
+    share = jax.vmap(lambda _: devices.sample_of(returns), axis_name=DEVICES)(jnp.zeros(devices_))
+    counts = np.bincount(np.asarray(share[0], int).ravel(), minlength=steps)
+    assert counts.max() - counts.min() <= 1 and counts.sum() <= devices.SHARE // devices_
 
 
 def test_the_return_range_is_that_of_the_returns_of_all_devices():
@@ -105,7 +140,7 @@ def test_as_many_devices_share_as_divide_environments_and_batch_and_as_there_are
 def _totals(seen, program, state, number):
     seen.append((program.config, number))
     total = state.actor.episode_return
-    return state, total[None, None], {"mean": jax.lax.pmean(total.mean(), DEVICES)}
+    return state, total[None, None], {"mean": total.mean()}
 
 
 def test_one_device_sees_a_program_of_smaller_numbers_with_the_same_train_ratio():

@@ -42,7 +42,8 @@ def _edges(project):
 
 def _is_below(module):
     """Whether it is dreamer.py or one of those on which dreamer.py stands."""
-    return module in TOP or module.startswith(("utils.core.", "utils.run.", "utils.worlds."))
+    return module in TOP or module.startswith(
+        ("utils.core.", "utils.hosts.", "utils.run.", "utils.worlds."))
 
 
 def imports_upwards(project):
@@ -104,9 +105,10 @@ def imports_gymnasium(project):
 
 
 def imports_another_room_from_below(project):
-    """utils/core stands below utils/worlds and utils/run, and these two beside each other."""
-    rooms = {"utils.core.": ("utils.run.", "utils.worlds."), "utils.worlds.": ("utils.run.",),
-             "utils.run.": ("utils.worlds.",)}
+    """utils/core stands below all rooms, utils/hosts below utils/run, utils/worlds beside both."""
+    rooms = {"utils.core.": ("utils.run.", "utils.worlds.", "utils.hosts."),
+             "utils.worlds.": ("utils.run.", "utils.hosts."), "utils.run.": ("utils.worlds.",),
+             "utils.hosts.": ("utils.run.", "utils.worlds.")}
     for module, imported in _edges(project).items():
         for room, others in rooms.items():
             yield from (f"{module} imports {other}" for other in imported
@@ -133,7 +135,9 @@ RULES = {
         {"utils.core.cli": "from utils.run.files import lock", "utils.run.files": ""},
         {"utils.core.cli": "from utils.worlds import host", "utils.worlds.host": ""},
         {"utils.run.memory": "from utils.worlds import host", "utils.worlds.host": ""},
-        {"utils.worlds.host": "from utils.run.files import lock", "utils.run.files": ""}],
+        {"utils.worlds.host": "from utils.run.files import lock", "utils.run.files": ""},
+        {"utils.core.xla": "from utils.hosts import join", "utils.hosts.join": ""},
+        {"utils.hosts.parts": "from utils.run.files import lock", "utils.run.files": ""}],
 }
 
 

@@ -37,6 +37,7 @@ class Command:
     logdir: str | None = None
     run: str | None = None
     list_envs: bool = False
+    hosts: str | None = None  # how the processes of the run find each other
 
 
 def parse(argv=None):
@@ -63,7 +64,7 @@ def parse(argv=None):
     if flags.print_config:
         print(configuration.dump(config), end="")
         sys.exit(0)
-    return Command(config, _seeds(flags, config), flags.logdir, flags.resume)
+    return Command(config, _seeds(flags, config), flags.logdir, flags.resume, hosts=flags.hosts)
 
 
 def _unknown(flag, parser):
@@ -314,6 +315,15 @@ def add_config_flags(parser):
                         help="change one number; repeatable, overrides presets")
 
 
+def add_host_flags(parser):
+    """Add the flags of a run of several processes, which join.py reads before all others."""
+    parser.add_argument("--hosts", metavar="ADDRESS:PORT",
+                        help="train with other processes, which meet there at process 0; auto: as "
+                        "SLURM, Open MPI or Kubernetes have started them")
+    parser.add_argument("--host", metavar="INDEX/COUNT",
+                        help="which of these processes this is, such as 0/4")
+
+
 def _parser():
     parser = Parser("dreamer.py", description="DreamerV3 on environments of Gymnax and Gymnasium.",
                     add_help=False, allow_abbrev=False)
@@ -331,6 +341,7 @@ def _parser():
                         help="episodes per evaluation (run.eval_episodes)")
     parser.add_argument("--world-model-only", action="store_true",
                         help="train the world model alone, without actor and critic")
+    add_host_flags(parser)
     parser.add_argument("--print-config", action="store_true",
                         help="print the resolved configuration and exit")
     parser.add_argument("-h", "--help", action="store_true",

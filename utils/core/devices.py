@@ -1,27 +1,81 @@
-"""One agent on several devices, and several agents in one compiled program."""
+"""One agent on several devices, of one machine or many, and several agents in one program."""
 
+import math
+from collections import defaultdict
 from dataclasses import replace
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 DEVICES = "devices"  # the mesh axis along which environments and batches are divided
+WHOLE = 8  # devices up to which the percentiles are those of all returns
+SHARE = 16_000  # returns of all devices together from which percentiles are taken beyond that
 
 
 def count(config):
-    """The number of devices that share the work of a `Config`.
+    """The number of devices that share the work of a `Config`, equally many in each process.
 
     The largest number, up to run.devices, that is available and divides both the environments and
-    the sequences of a batch."""
-    most = min(config.run.devices, jax.device_count())
-    numbers = config.run.envs, config.replay.batch
-    return max(n for n in range(1, most + 1) if not any(number % n for number in numbers))
+    the sequences of a batch.
+
+    Raises: ValueError, one line, for more processes than can share the work."""
+    hosts, numbers = jax.process_count(), (config.run.envs, config.replay.batch)
+    most = min(config.run.devices, hosts * min(map(len, _of_processes())))
+    fits = [n for n in range(hosts, most + 1, hosts) if not any(number % n for number in numbers)]
+    if not fits:
+        raise ValueError(
+            f"--hosts: {hosts} processes need run.envs, replay.batch and run.devices that are "
+            f"multiples of {hosts}, found {config.run.envs}, {config.replay.batch} and "
+            f"{config.run.devices}")
+    return max(fits)
 
 
 def mesh(config):
-    """The mesh of the devices that share the work, along one axis."""
-    return Mesh(np.array(jax.devices()[:count(config)]), (DEVICES,))
+    """The mesh of the devices that share the work, along one axis, process by process."""
+    each = count(config) // jax.process_count()
+    chosen = [device for found in _of_processes() for device in found[:each]]
+    return Mesh(np.array(chosen), (DEVICES,))
+
+
+def _of_processes():
+    """The devices of each process, as lists."""
+    found = defaultdict(list)
+    for device in jax.devices():
+        found[device.process_index].append(device)
+    return [found[index] for index in sorted(found)]
+
+
+def layout(state):
+    """How a RunnerState is divided among devices: as it is, with PartitionSpecs instead of arrays.
+
+    The same weights and key on all; each has environments of its own, and the replay of these."""
+    same, divided = PartitionSpec(), PartitionSpec(DEVICES)
+    replay = state.replay._replace(rows=divided, written=same)
+    return state._replace(agent=same, replay=replay, actor=divided, key=same)
+
+
+def own(rows, count):
+    """Of rows of the environments of all processes, the `count` of this one: [E, ...] -> [count]
+
+    What has no more than these is left as it is."""
+    first = jax.process_index() * count
+    return rows if len(rows) == count else rows[first:first + count]
+
+
+def sample_of(returns):
+    """The returns [N, H] of a device from which percentiles are taken; all, up to WHOLE devices
+
+    Beyond, an equal share of SHARE from each: positions at equal distances, which shares no factor
+    with H, so that all steps of a rollout are among them."""
+    devices = jax.lax.axis_size(DEVICES)
+    most = max(1, SHARE // devices)
+    if devices <= WHOLE or returns.size <= most:
+        return returns
+    distance = returns.size // most
+    while math.gcd(distance, returns.shape[1]) > 1:
+        distance -= 1
+    return returns.reshape(-1)[:most * distance:distance]
 
 
 def part(program):

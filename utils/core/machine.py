@@ -1,6 +1,7 @@
 """The machine, versions and date that measured figures depend on."""
 
 import datetime
+import hashlib
 import os
 import platform
 import re
@@ -19,6 +20,12 @@ def machine():
         "versions": {"python": platform.python_version(), "commit": _commit()}
         | {name: metadata.version(name) for name in ("jax", "flax", "gymnax")},
     }
+
+
+def code():
+    """A digest of the code of this project, without its tests."""
+    paths = sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 
 def _cores():

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from utils.core import devices
+
 
 class Replay(NamedTuple):
     """`rows` is a pytree [E, C, ...]; `written` counts the rows ever written to each ring."""
@@ -27,8 +29,10 @@ class Index(NamedTuple):
 
 
 def create(row, envs, capacity):
-    """An empty buffer of `capacity` rows in total, for rows like `row` (a pytree of one row)."""
-    shape = (envs, capacity // envs)
+    """An empty buffer of `capacity` rows in total, for rows like `row` (a pytree of one row).
+
+    Of several processes, each has the rings of its own environments."""
+    shape = (envs // jax.process_count(), capacity // envs)
     rows = jax.tree.map(lambda leaf: jnp.zeros(shape + leaf.shape, leaf.dtype), row)
     return Replay(rows, jnp.zeros((), jnp.int32))
 
@@ -39,9 +43,12 @@ def ring_size(replay):
 
 
 def write(replay, row):
-    """Append one row [E, ...] to every ring; a full ring overwrites its oldest row."""
+    """Append one row [E, ...] to every ring; a full ring overwrites its oldest row.
+
+    Of the rows of all processes, those of this one are written (devices.own)."""
     place = replay.written % ring_size(replay)
-    rows = jax.tree.map(lambda all_, new: all_.at[:, place].set(new), replay.rows, row)
+    rows = jax.tree.map(lambda all_, new: all_.at[:, place].set(devices.own(new, len(all_))),
+                        replay.rows, row)
     return Replay(rows, replay.written + 1)
 
 

@@ -133,6 +133,8 @@ class Optimizer:
     rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
     momentum: float = setting("decay of the momentum", low=0, below=1)
     eps: float = setting("ε added to the root mean square", above=0)
+    mean_dtype: str = setting("type in which devices exchange gradients",
+                              choices=("float32", "bfloat16"))
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,18 @@ class Checkpoints:
         replace(self.folder / f"{name}.json", text.encode())
         self._forget()
 
-    def load(self, warn):
+    def load(self, warn, step=None):
         """Load the newest intact checkpoint; `warn` is called with a line for each damaged one.
 
-        Where none is intact, the newest whose arrays are, without its replay.
+        Where none is intact, the newest whose arrays are, without its replay. With `step`, only the
+        intact one of this step.
 
         Raises: ValueError, one line, if there is none, or if an older version saved it."""
+        if step is not None:
+            for saved in self.newest_first(_silent):
+                if saved.record["step"] == step:
+                    return saved
+            raise ValueError(f"{self.folder.parent}: holds no checkpoint of step {step:,}")
         for saved in chain(self.newest_first(warn), self.newest_first(_silent, rows=False)):
             if saved.record["format"] != FORMAT:
                 raise ValueError(f"{self.folder.parent}: was saved by an older version and cannot "

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 
 from utils.core.settings import rounds_per_chunk, updates_per_steps
+from utils.hosts import parts
+from utils.hosts.watch import WATCH
 
 
 class Chunk(NamedTuple):
@@ -30,14 +32,17 @@ def train_chunks(program, train_chunk, state, session):
     config, ahead = program.config, not program.env.on_host
     updates, k = updates_per_steps(config)
     rounds, goes_on = rounds_per_chunk(config), True
+    state = parts.placed(config, state)
+    parts.meet("the first chunk")
     running = train_chunk(state)
     while goes_on:
-        state, stats, metrics = jax.block_until_ready(running)
+        with WATCH.a_chunk():
+            state, stats, metrics = jax.block_until_ready(running)
         steps = rounds * k * config.run.envs
-        fault = jax.device_get(state.actor.env.fault)
+        fault = parts.own(state.actor.env.fault)
         evaluates, saves, goes_on = session.due(steps)
-        params = jax.device_get(state.agent.params) if evaluates else None
-        saved = jax.device_get(state) if saves else None
+        params = parts.own(state.agent.params) if evaluates else None
+        saved = parts.own(state) if saves else None
         if goes_on and ahead:
             running = train_chunk(state)
         yield Chunk(steps, rounds * updates, stats, metrics, fault, params, saved)

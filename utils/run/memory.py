@@ -37,7 +37,8 @@ def sizes(config, env, shapes):
 
     Devices of a CPU share its memory: there it is that of all."""
     model, replay = config.model, config.replay
-    parts = 1 if jax.default_backend() == "cpu" else devices.count(config)
+    cpu = jax.default_backend() == "cpu"
+    parts = jax.process_count() if cpu else devices.count(config)
     pixels = math.prod(env.x_shape) * np.dtype(env.x_dtype).itemsize
     row = pixels + FLOAT * (1 + env.action_size + model.deter) + model.latents + 3
     states = replay.batch * replay.length * (config.learning.imagination + 1)
@@ -50,7 +51,7 @@ def sizes(config, env, shapes):
 
 def _memory():
     """Bytes of the device; of the machine or the container, where it is a CPU."""
-    found = jax.devices()[0].memory_stats() or {}
+    found = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in found:
         return found["bytes_limit"]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import platform
 import shutil
 import time
 from importlib import metadata
@@ -21,10 +22,15 @@ from utils.core.cli import (
     runs_own_code,
     warn,
 )
-from utils.core.config import differences, dump
+from utils.core.config import differences, dump, rows
+from utils.core.machine import code
 from utils.core.replay import restore
-from utils.core.settings import reseeded, trained_ratio
+from utils.core.settings import MAY_CHANGE, reseeded, trained_ratio
 from utils.core.user_env import GuestError
+from utils.hosts import parts
+from utils.hosts.group import GROUP, Ended
+from utils.hosts.output import redirect
+from utils.hosts.watch import WATCH
 from utils.run import commands, memory, sinks, weights
 from utils.run.arrays import flatten, unflatten
 from utils.run.checkpoint import Checkpoints
@@ -38,25 +44,32 @@ from utils.run.signals import Stop
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
 
 
+OWN = ("actor", "key")  # the part of a checkpoint that each process saves for itself
+
+
 class Mismatch(ValueError):
     """A checkpoint whose arrays do not fit this run."""
 
 
 # Errors that are not bugs of this program: of the machine, of the user's environment, of a file;
 # so are those of a compiled program.
-ENDS = (OSError, FloatingPointError, GuestError, Mismatch)
+ENDS = (OSError, FloatingPointError, GuestError, Mismatch, Ended)
 
 
 def check_saved(command):
-    """Check that a run to resume has the configuration of its checkpoints.
+    """Check that a run to resume has the configuration of its checkpoints, and as many processes.
 
     Raises: ValueError, one line."""
     for record in Checkpoints(command.run).records() if command.run else ():
         check_unchanged(command.config, record["config"], command.run)
+        check_hosts(command.run, record)
 
 
 class Run:
     """One agent's run: its folder, logs, checkpoints and best weights so far.
+
+    Of several processes that train one agent, process 0 has the folder RUN. Process I has a part
+    in RUN/host-I: the replay and the environments that are its own, and the same logs.
 
     `saved` is the checkpoint to resume from, until it is restored; None for a new run.
 
@@ -69,15 +82,21 @@ class Run:
         self._lock = lock(folder)
         self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
 
+    @property
+    def home(self):
+        """The folder RUN of all processes."""
+        return self.folder if GROUP.is_first else self.folder.parent
+
     def load_checkpoint(self):
         """Load the last checkpoint of the folder and check that the run can resume from it."""
-        self.saved = self.checkpoints.load(_warn)
+        self.saved = self._load_common() if GROUP.shares else self.checkpoints.load(_warn)
+        check_hosts(self.home, self.saved.record)
         record, steps = self.saved.record, self.config.run.steps
         self._logger.check(record["logs"])
         is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
         is_changed = "run.steps" in differences(self.config, record["config"])
         if record["step"] >= steps and (is_complete or is_changed):
-            raise ValueError(f"{self.folder}: already finished {record['step']:,} steps; "
+            raise ValueError(f"{self.home}: already finished {record['step']:,} steps; "
                              "continue it with a larger --steps")
         old, new = record["versions"], _versions()
         differing = [f"{name} {old.get(name)}" for name in new if old.get(name) != new[name]]
@@ -85,16 +104,31 @@ class Run:
             _warn(f"the run was saved with {', '.join(differing)}: results may not be identical "
                   "to the last digit")
 
+    def _load_common(self):
+        """The newest checkpoint of which all processes have their part.
+
+        Raises: ValueError, one line, if there is none."""
+        saved = self.checkpoints.load(_warn)
+        step = min(GROUP.gather("steps", saved.record["step"]))
+        if saved.record["step"] > step:
+            saved = self.checkpoints.load(_warn, step)
+        return saved
+
     def open(self, display):
         """Open the logs and write config.yaml; progress goes to `display`."""
         run, record = self.config.run, self.saved and self.saved.record
         steps = record["step"] if record else 0
-        self._logger.sinks = sinks.open_sinks(self.config, self.folder, steps)
-        replace(self.folder / "config.yaml", dump(self.config).encode())
+        if GROUP.is_first:
+            self._logger.sinks = sinks.open_sinks(self.config, self.folder, steps)
+            self.write_config(self.folder)
         self._logger.__enter__()
         self.diary = Diary(self._logger, display, run.steps, self.env.solved, self.began)
         if record:
             self.diary.recall(record["diary"])
+
+    def write_config(self, folder):
+        """Write config.yaml, with which the folder is that of a run."""
+        replace(folder / "config.yaml", dump(self.config).encode())
 
     def close(self):
         """Close the logs and unlock the folder."""
@@ -109,17 +143,22 @@ class Run:
         saved, self.saved = self.saved, None  # its arrays may be large
         if not saved:
             return state
+        state = state._replace(actor=parts.own_envs(self.config, state.actor))
         tree, replay = _checkpointed(state, None), state.replay
         if self.diary.best is not None:
             tree["best"] = state.agent.params
         try:
-            restored = unflatten(tree, saved.arrays)
+            restored = unflatten(_of_process(tree), saved.arrays)
             if saved.rows is not None:
                 replay = restore(replay, saved.rows, saved.record["written"])
             self._logger.cut(saved.record["logs"])  # later rows are written again
         except ValueError as error:
             raise Mismatch(f"{self.folder}: {error}") from None
         self.checkpoints.forget_after(saved.record["step"])
+        if saved.rows is None:  # the environments of each are filled by random draws of its own
+            restored["key"] = parts.own_key(restored["key"])
+        common = {name: leaf for name, leaf in (tree | restored).items() if name not in OWN}
+        restored |= parts.from_first(self.config, common)
         self.best = restored.pop("best", None)
         return state._replace(replay=replay, **restored)
 
@@ -127,20 +166,22 @@ class Run:
         """Write a checkpoint of a RunnerState of host arrays, and the best weights.
 
         Raises: FloatingPointError for weights that are not finite; OSError."""
-        arrays = flatten(_checkpointed(state, self.best))
+        arrays = flatten(_of_process(_checkpointed(state, self.best)))
         for name, array in arrays.items():
             if name.startswith(("agent/", "best/")) and not np.isfinite(array).all():
                 raise FloatingPointError(f"{name} is not finite at step {self.diary.steps:,}")
-        if self.best is not None:
+        if self.best is not None and GROUP.is_first:
             weights.save(self.folder, self.best, self.config)
         record = {"step": self.diary.steps, "config": dump(self.config), "versions": _versions(),
-                  "diary": self.diary.remember(), "logs": self._logger.sizes()}
+                  "diary": self.diary.remember(), "logs": self._logger.sizes(), "hosts": _hosts()}
         self.checkpoints.save(record, arrays, state.replay if self.config.run.save_replay else None)
 
     def end(self, score):
         """Write the results of a finished run: the best weights, their score, the plot."""
-        weights.save(self.folder, self.best, self.config)
         self.diary.end(score)
+        if not GROUP.is_first:
+            return
+        weights.save(self.folder, self.best, self.config)
         run, learning = self.config.run, self.config.learning
         draw_run(self.folder, f"{run.env}, seed {run.seed}", learning, self.env.solved)
 
@@ -153,7 +194,7 @@ class Run:
         step = self.checkpoints.last_step()
         if step is None:
             return "saved        nothing yet"
-        command = commands.train("--resume", str(self.folder), *self.own_env())
+        command = commands.train("--resume", str(self.home), *self.own_env(), *GROUP.flags)
         return f"saved        step {step:,}; to resume: {command}"
 
 
@@ -172,29 +213,50 @@ class Session:
         if command.seeds > 1 and env.on_host:
             raise ValueError(f"--seeds: trains in one compiled program, and {env.name} is stepped "
                              "by the host: start one run for each --seed")
+        _check_group(command, env)
         sinks.check(command.config.log)
         memory.check(command.config, env, shapes, command.seeds)
         check_open(command.seeds)
         backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
+        self.several, self._chunks, self._signal = command.seeds > 1, 0, None
+        self._seeds = range(config.run.seed, config.run.seed + command.seeds)
         began, run, self.runs = began or time.perf_counter(), config.run, []
-        new = [] if command.run else missing(command.logdir or "runs")
         with contextlib.ExitStack() as undo:
-            undo.callback(unmake, new)  # what fails leaves nothing
-            self.folder = Path(command.run or make_folder(command.logdir, run.env, run.seed))
-            new += [] if command.run or command.logdir else [self.folder]
-            if new:
-                undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.folder = self._make_folder(command, undo)
             undo.callback(self._close)
-            for n in range(command.seeds):
+            for n in GROUP.share(command.seeds):
                 one, folder = reseeded(config, run.seed + n), self.folder
                 if command.seeds > 1:
                     folder = make_folder(folder / f"seed-{one.run.seed}", run.env, run.seed)
-                self.runs.append(Run(folder, one, env, began))
+                self.runs.append(Run(GROUP.folder_in(folder), one, env, began))
             if command.run:
                 self.runs[0].load_checkpoint()
             self._open()
+            GROUP.gather("opened", None)
+            if not (self.folder / "config.yaml").exists() and not self.several:
+                self.runs[0].write_config(self.folder)  # on a disk of its own
             undo.pop_all()  # success: keep everything open
+        GROUP.part()
+
+    @staticmethod
+    def _make_folder(command, undo):
+        """The folder of the run, the same for all processes, and this one's part of it
+
+        `undo` deletes what is new."""
+        run = command.config.run
+        new = [] if command.run else missing(command.logdir or "runs")
+        undo.callback(unmake, new)  # what fails leaves nothing
+        folder = command.run
+        if not folder and GROUP.index == 0:
+            folder = str(make_folder(command.logdir, run.env, run.seed))
+        folder = Path(folder if command.run else GROUP.gather("folder", folder)[0])
+        new += [] if command.run or command.logdir else [folder]
+        if new:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        if GROUP.index:
+            undo.callback(redirect(folder / f"host-{GROUP.index}"))
+        return folder
 
     def _open(self):
         run, saved = self.runs[0].config.run, self.runs[0].saved
@@ -206,6 +268,8 @@ class Session:
         board = Board(self._display, names).members if self.several else [self._display]
         for one, display in zip(self.runs, board):
             one.open(display)
+        WATCH.folder, WATCH.release, WATCH.hints = (
+            self.folder, self._display.release, self._resume_hints)
 
     def _close(self):
         for run in self.runs:
@@ -234,16 +298,12 @@ class Session:
         xla.forget()
         if not (isinstance(error, ENDS) or is_of_program(error)):
             return False
-        warn(one_line(f"dreamer.py: {reason(error, self.folder)}"))
+        line = (is_of_program(error) and WATCH.cause()) or reason(error, self.folder)
+        warn(one_line(f"dreamer.py: {line}"))
         for line in self._resume_hints():
             warn(line)
         self.status = 2 if kind is Mismatch else 1
         return True
-
-    @property
-    def several(self):
-        """Whether several agents train in parallel."""
-        return len(self.runs) > 1
 
     @property
     def steps(self):
@@ -272,6 +332,10 @@ class Session:
         return self.steps < self.runs[0].config.run.steps or any(
             run.best is None for run in self.runs)
 
+    def whole(self, shapes):
+        """The shapes of this process's RunnerState as those of all processes together."""
+        return parts.shapes(self.runs[0].config, shapes)
+
     def restore(self, state):
         """Fill a fresh RunnerState from the checkpoint, if the run is resumed.
 
@@ -281,15 +345,16 @@ class Session:
     def due(self, steps):
         """Whether the run evaluates, saves and continues after a chunk of `steps` more steps."""
         run, steps = self.runs[0].config.run, self.steps + steps
-        over = steps >= run.steps
-        continues = not over and not self._stop.received
+        over, self._chunks = steps >= run.steps, self._chunks + 1
+        self._signal = GROUP.stops(self._chunks, self._stop.received)
+        continues = not over and not self._signal
         return (over or steps // run.eval_every > self.steps // run.eval_every,
                 not continues or steps // run.save_every > self.steps // run.save_every,
                 continues)
 
     def prefilled(self, steps, stats):
         """Record the `steps` environment steps before the first update and their episodes."""
-        self._episodes(steps, stats)
+        self._episodes(steps, parts.of_all(self.runs[0].config, stats))
         for run in self.runs:
             run.diary.show()
 
@@ -323,7 +388,7 @@ class Session:
 
     def stopped(self):
         """End a run that a signal stopped: say how to resume it."""
-        self.status = 128 + self._stop.received
+        self.status = 128 + self._signal
         self._display.__exit__()
         for line in self._resume_hints():
             self._display.say(line)
@@ -334,9 +399,8 @@ class Session:
             run.end(part)
         self._display.__exit__()
         config = self.runs[0].config
-        if self.several:
-            draw_seeds(self.folder, config.run.env, [run.folder for run in self.runs],
-                       config.learning, self._env.solved)
+        if self.several and (folders := seed_folders(self.folder, self._seeds)):
+            draw_seeds(self.folder, config.run.env, folders, config.learning, self._env.solved)
         for line in self._summary():
             self._display.say(line)
 
@@ -382,6 +446,31 @@ class Session:
         return [run.resume_hint() for run in self.runs]
 
 
+def seed_folders(folder, seeds):
+    """The runs of these seeds if all have ended, else none: the last process draws them all."""
+    folders = [folder / f"seed-{seed}" for seed in seeds]
+    return folders if all(Logger(one).is_complete() for one in folders) else []
+
+
+def check_hosts(folder, record):
+    """Check that a checkpoint was saved by as many processes. Raises: ValueError, one line."""
+    saved = record.get("hosts", 1)
+    if saved != _hosts():
+        by = "1 process" if saved == 1 else f"{saved} processes"
+        raise ValueError(f"{folder}: was saved by {by}, found {_hosts()}: it can only be resumed "
+                         "on as many (--hosts)")
+
+
+def _hosts():
+    """The number of processes that train one agent."""
+    return GROUP.count if GROUP.shares else 1
+
+
+def _of_process(tree):
+    """What this process saves of a tree of `_checkpointed`: process 0 all, others their own."""
+    return tree if GROUP.is_first else {name: tree[name] for name in OWN}
+
+
 def _checkpointed(state, best):
     """Everything in a checkpoint except the replay, as one tree."""
     tree = {"agent": state.agent, "actor": state.actor, "key": state.key}
@@ -396,6 +485,27 @@ def _warn(line):
     warn(one_line(f"dreamer.py: {line}"))
 
 
+def _check_group(command, env):
+    """Check that the processes of a run can train it, with the same of everything.
+
+    Raises: ValueError, one line."""
+    if command.hosts and not GROUP.flags:
+        raise ValueError("--hosts: must be a flag of python dreamer.py itself")
+    if GROUP.shares and env.on_host:
+        raise ValueError(f"--hosts: divides what is compiled, and {env.name} is stepped by the "
+                         "host: start one run for each --seed")
+    if GROUP.shares:
+        devices.count(command.config)
+    elif command.seeds < GROUP.count:
+        raise ValueError(f"--seeds: expected at least one for each of {GROUP.count} processes, "
+                         f"found {command.seeds}")
+    GROUP.agree({name: str(value) for *key, _, value in rows(command.config)
+                 if (name := ".".join(key)) not in MAY_CHANGE}
+                | {"--seeds": command.seeds, "--resume": bool(command.run)} | _versions()
+                | {"python": platform.python_version(), "code": code(),
+                   "platform": jax.default_backend()})
+
+
 def describe(config, env, shapes):
     """Lines that describe the run: device, environment, number of parameters by part."""
     parts = parameter_counts(shapes)
@@ -403,6 +513,8 @@ def describe(config, env, shapes):
     counts = " · ".join(f"{name} {count:,}" for name, count in parts.items())
     return [
         f"device       {devices.count(config)} x {device.platform} ({device.device_kind})",
+        *([f"hosts        {GROUP.count} processes, this is {GROUP.index}; the others write to "
+           "host-1/output.txt ... in the folder of the run"] if GROUP.shares else []),
         f"environment  {env.describe()}",
         f"parameters   {sum(parts.values()):,}: {counts}",
         *(f"note         {line}" for line in env.notes(config.run.eval_limit)),
