@@ -1,5 +1,6 @@
 """One agent on several devices: each does a part of the work, and all stay the same agent."""
 
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,3 +156,51 @@ def test_one_device_sees_a_program_of_smaller_numbers_with_the_same_train_ratio(
     assert dreamer.updates_per_steps(part) == dreamer.updates_per_steps(settings)
     assert found.tolist() == [[[0.0, 1.0, 2.0, 3.0]]]
     assert metrics["mean"] == 1.5
+
+
+# Bytes of the gradient of one update; docs/hosts.md has the same numbers.
+GRADIENTS = {"size1m": 2_549_524, "size12m": 38_896_660, "size25m": 87_048_724,
+             "size50m": 154_337_300, "size100m": 346_323_988, "size200m": 614_856_724,
+             "size400m": 1_381_560_340}
+EXCHANGE = re.compile(r'"stablehlo\.(all_\w+|reduce_scatter|collective_\w+)".*?'
+                      r': \(tensor<([^>]*)>\) -> tensor', re.DOTALL)
+SMALL_CHUNK = ["run.devices=2", "run.envs=16", "run.prefill=1040", "run.chunk=1024",
+               "replay.batch=16", "replay.length=64"]
+
+
+def _exchanges(size, *sets):
+    """[(operation, the type of what a device gives)] in the lowered program; nothing is allocated
+
+    Loops are not unrolled: an operation of an update is there once."""
+    settings = config.load(ROOT / "dreamer.yaml", Config, [size], sets)
+    program, shapes = dreamer.build(settings, make(settings.run.env))
+    state = dreamer.init.eval_shape(program, jax.random.key(0))
+    text = dreamer.train_chunk.lower(program, state, 4).as_text()
+    assert len(re.findall("stablehlo.(?:all_|reduce_scatter|collective_)", text)) == 6
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes)), EXCHANGE.findall(text)
+
+
+@pytest.mark.parametrize("size", [
+    size if size == "size1m" else pytest.param(size, marks=pytest.mark.slow) for size in GRADIENTS])
+def test_an_update_exchanges_the_gradient_in_one_sum_and_the_returns_in_one_gather(size):
+    weights, found = _exchanges(size, *SMALL_CHUNK)
+    rounds, steps = 4, 4  # of one update, in a chunk
+    of_an_update = [("all_gather", "1x512x15xf32"), ("all_reduce", f"{weights}xf32")]
+    of_a_chunk = [("all_gather", f"{rounds}x{steps}x8x{kind}") for kind in ("i1", "f32", "i32")] + [
+        ("all_reduce", f"{rounds * 20}xf32")]
+    assert sorted(found) == sorted(of_an_update + of_a_chunk)
+    assert GRADIENTS[size] == 4 * weights
+
+
+def test_a_gradient_in_bfloat16_is_half_as_many_bytes_and_the_metrics_stay_float32():
+    weights, found = _exchanges("debug", "run.devices=2", "optimizer.mean_dtype=bfloat16")
+    sums = {kind.partition("x")[::2] for name, kind in found if name == "all_reduce"}
+    assert len(sums) == 2 and (str(weights), "bf16") in sums
+    assert {kind for _, kind in sums} == {"bf16", "f32"}
+
+
+def test_the_page_about_hosts_has_these_numbers():
+    page = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    for size, gradient in GRADIENTS.items():
+        assert re.search(rf"^\| {size.removeprefix('size')} \| {gradient / 1e6:,.1f} MB \|", page,
+                         re.MULTILINE), size

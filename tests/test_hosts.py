@@ -12,10 +12,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import dreamer
+from utils.core import config, devices
+from utils.core.settings import Config
+from utils.hosts.join import join, place_of
 from utils.run.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -162,3 +166,181 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(resumed, capsys):
     assert capsys.readouterr().err == (f"dreamer.py: {run}: was saved by 2 processes, found 1: it "
                                        "can only be resumed on as many (--hosts)\n")
     assert sorted(run.rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------------------
+# Who is missing, or goes: processes that join and train nothing
+# ------------------------------------------------------------------------------------------------
+
+LIGHT = """
+import sys, time
+from utils.hosts import join, watch
+join.PATIENCE, join.QUIET, watch.OWN_END, watch.PERIOD = 4.0, 0.5, 0.5, 0.2
+watch.SILENT, watch.LEAST = 2.0, 5.0
+join.join(sys.argv[1:])
+GROUP, WATCH = join.GROUP, watch.WATCH
+WATCH.folder, WATCH.hints = "RUN", lambda: ["saved        step 64"]
+print("joined", flush=True)
+"""
+# What process 1 does while the others wait for a chunk of training.
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+STOPPED = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+FAILS = "raise LookupError('of one process')"
+HANGS = "time.sleep(60)"
+WAITS = "with WATCH.a_chunk(): time.sleep(60)"
+
+
+def _light(does, count=2, wrong=1):
+    """Processes of which one does something wrong and the others wait for a chunk."""
+    code = f"{LIGHT}\nif GROUP.index == {wrong}: {does}\n{WAITS}"
+    return _started(["-c", code], [], count=count)
+
+
+@pytest.mark.parametrize("does, wrong, line", [
+    (KILLED, 1, "process 1 has not been heard of for"),
+    (FAILS, 1, "process 1 has ended; see RUN/host-1/output.txt"),
+    (HANGS, 1, "no chunk of training for 5 s: process 1 hangs; see RUN/host-1/output.txt"),
+    pytest.param(KILLED, 0, "process 0 has not been heard of for", marks=pytest.mark.slow),
+    pytest.param(STOPPED, 1, "process 1 has not been heard of for", marks=pytest.mark.slow),
+    pytest.param(HANGS, 0, "no chunk of training for 5 s: process 0 hangs",
+                 marks=pytest.mark.slow),
+], ids=["killed", "fails", "hangs", "first-killed", "stopped", "first-hangs"])
+def test_the_others_end_soon_in_one_line_and_say_how_to_go_on(does, wrong, line):
+    with _light(does, wrong=wrong) as processes:
+        began, other = time.monotonic(), processes.all[1 - wrong]
+        out, err = other.communicate(timeout=60)
+    assert other.returncode == 1 and out == "joined\n"
+    said = err.splitlines()
+    assert said[0].startswith(f"dreamer.py: {line}") and said[1:] == ["saved        step 64"], err
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.parametrize("index, line", [
+    (0, "1 of 2 processes (1) did not arrive at ADDRESS within 4 s"),
+    (1, "process 0 did not arrive at ADDRESS within 4 s")])
+def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the_end(index, line):
+    address = f"localhost:{_port()}"
+    done = subprocess.run([sys.executable, "-c", LIGHT, "--hosts", address, "--host", f"{index}/2"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    whom = "process 0" if index else "1 of 2 processes"
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"dreamer.py: --hosts: waiting for {whom} at {address} (gives up after 4 s)",
+        f"dreamer.py: --hosts: {line.replace('ADDRESS', address)}"]
+
+
+@pytest.mark.parametrize("second, line", [
+    ("1/3", "--host: found 1/3, but process 0 has 0/2"),
+    ("0/2", None)])
+def test_processes_whose_places_do_not_fit_are_all_refused(second, line):
+    address = f"localhost:{_port()}"
+    both = [subprocess.Popen([sys.executable, "-c", LIGHT, "--hosts", address, "--host", host],
+                             cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            for host in ("0/2", second)]
+    said = [process.communicate(timeout=60)[1].splitlines() for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    for lines in said if line else ():
+        assert lines[-1] == f"dreamer.py: {line}"
+    assert line or any("which is in use" in text for lines in said for text in lines)
+
+
+@pytest.mark.parametrize("flags, line", [
+    (["--hosts", "localhost:1234", "--host", "4/4"],
+     "--host: expected index/count such as 0/4, found '4/4'"),
+    (["--hosts", "localhost:1234", "--host", "one"],
+     "--host: expected index/count such as 0/4, found 'one'"),
+    (["--hosts", "localhost:1234"], "--hosts localhost:1234: needs --host index/count such as 0/4"),
+    (["--hosts", "localhost", "--host", "0/2"],
+     "--hosts: expected auto or ADDRESS:PORT, found 'localhost'"),
+    (["--hosts", "localhost:70000", "--host", "0/2"],
+     "--hosts: expected auto or ADDRESS:PORT, found 'localhost:70000'"),
+    (["--host", "0/2"], "--host: is only for --hosts ADDRESS:PORT"),
+    (["--hosts", "auto", "--host", "0/2"], "--host: cannot be used with --hosts auto"),
+    (["--hosts", "auto"], "--hosts: auto found no SLURM, Open MPI or Kubernetes"),
+    (["--hosts", "no.such.machine.invalid:1234", "--host", "1/2"],
+     "--hosts: no.such.machine.invalid: no such machine"),
+])
+def test_a_wrong_place_is_refused_before_anything_begins(flags, line, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        join(flags)
+    assert capsys.readouterr().err == f"dreamer.py: {line}\n"
+
+
+def test_slurm_says_the_place_of_a_process_to_auto(monkeypatch):
+    for name, value in {"JOB_ID": "31000", "STEP_NODELIST": "node[3-6]", "NTASKS": "4",
+                        "PROCID": "2", "LOCALID": "0", "STEP_NUM_NODES": "4"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    place = place_of(["--hosts", "auto", "--seed", "1"])
+    assert (place.host, place.index, place.count) == ("node3", 2, 4)
+    assert place.flags == ("--hosts", "auto") and not place.apart
+
+
+def test_another_seed_in_one_process_is_refused_by_all_and_leaves_nothing(tmp_path):
+    with _train("--preset", "debug", "--set", "run.devices=2", "--logdir", tmp_path / "run",
+                own={1: ["--seed", "1"]}) as processes:
+        ends = processes.ends(120)
+    line = "dreamer.py: process 1 has another run.seed (1, process 0 has 0)\n"
+    assert ends == [(2, "", line), (2, "", line)]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sets, line", [
+    (["run.envs=3"], "2 processes need run.envs, replay.batch and run.devices that are multiples "
+                     "of 2, found 3, 4 and 1"),
+    (["run.devices=2", "replay.batch=5"], "found 2, 5 and 2")])
+def test_work_that_cannot_be_divided_is_refused(sets, line, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(devices, "_of_processes", lambda: [jax.devices()[:1]] * 2)
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], sets)
+    with pytest.raises(ValueError, match=line):
+        devices.count(settings)
+
+
+# ------------------------------------------------------------------------------------------------
+# The same in the middle of training
+# ------------------------------------------------------------------------------------------------
+
+# A silence of five seconds is enough to be taken for dead.
+SOON = f"""
+import runpy, sys
+from utils.hosts import watch
+watch.SILENT = 5.0
+sys.argv[0] = {str(ROOT / "dreamer.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, wrong", [
+    (signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)])
+def test_a_run_one_of_whose_processes_is_gone_ends_and_goes_on_later(number, wrong, tmp_path):
+    run = tmp_path / "run"
+    longer = [flag.replace("1600", "16000") for flag in FLAGS]
+    with _started(["-c", SOON], [*longer, "--logdir", run]) as processes:
+        _wait_for_step(processes, run, 320)
+        processes.all[wrong].send_signal(number)
+        began, other = time.monotonic(), processes.all[1 - wrong]
+        out, err = other.communicate(timeout=60)
+    said = (err if wrong else (run / "host-1" / "output.txt").read_text("utf-8")).splitlines()
+    assert other.returncode == 1 and time.monotonic() - began < 30
+    assert f"dreamer.py: process {wrong} has not been heard of for" in said[-2], said
+    assert said[-1].startswith("saved        step ") and f"--host {1 - wrong}/2" in said[-1]
+    with _train("--resume", run, "--steps", "1600") as processes:
+        assert [status for status, *_ in processes.ends()] == [0, 0]
+    assert _rows(run / "metrics.jsonl") == _rows(run / "host-1" / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all_with_a_line_each(tmp_path):
+    run = tmp_path / "run"
+    with _train(*FLAGS, "--logdir", run) as processes:
+        while not (run / "host-1").is_dir():
+            time.sleep(0.01)
+        (run / "host-1" / "checkpoints").touch()  # a file in the place of its folder
+        ends = processes.ends(120)
+    assert [status for status, *_ in ends] == [1, 1]
+    said = ends[0][2].splitlines()
+    assert said[0] == f"dreamer.py: process 1 has ended; see {run}/host-1/output.txt"
+    assert said[1].startswith("saved        ") and not said[2:]
+    text = (run / "host-1" / "output.txt").read_text("utf-8")
+    assert f"dreamer.py: {run}/host-1/checkpoints: file exists\n" in text

@@ -56,7 +56,7 @@ def join(arguments):
     if any(word in WITHOUT_RUN for word in arguments):
         return
     try:
-        place = _place(arguments)
+        place = place_of(arguments)
         GROUP.flags = place.flags if place else ()
         if place and place.count > 1:
             _meet(place)
@@ -65,7 +65,7 @@ def join(arguments):
         sys.exit(complain(error))
 
 
-def _place(arguments):
+def place_of(arguments):
     """The Place that the flags give, None without --hosts. Raises: ConfigError."""
     parser = Parser("dreamer.py", add_help=False, allow_abbrev=False)
     add_host_flags(parser)
