@@ -65,7 +65,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 import gymnax_wrappers
 from jaxmodels_nnx import (
@@ -164,6 +164,7 @@ class Program:
     networks: nnx.GraphDef
     critic: nnx.GraphDef
     optimizer: optax.GradientTransformation
+    groups: int = 1  # of devices, each of which trains seeds of its own
 
 
 # ---- Robust predictions (Eq. 8-11) ---------------------------------------------------------------
@@ -829,8 +830,7 @@ def train_rounds(program, state, rounds):
 def on_all_devices(function, program, state, number):
     """function(program, state, number) on each device, with its part of environments and batch
 
-    Each keeps the replay of its environments. Weights are the same on all: `train_step` averages
-    gradients, `imagination_losses` takes percentiles of the returns of all devices.
+    Gradients (train_step) and returns (imagination_losses) are of all: weights stay the same.
     -> RunnerState, arrays [., ., E] of all environments, metrics (means over the devices)."""
     spec = devices.layout(state)
 
@@ -842,8 +842,8 @@ def on_all_devices(function, program, state, number):
         flat, restore = ravel_pytree(metrics)
         return after._replace(key=key), stats, restore(jax.lax.pmean(flat, DEVICES))
 
-    return jax.shard_map(on_one, mesh=devices.mesh(program.config), in_specs=(spec,),
-                         out_specs=(spec, PartitionSpec(), PartitionSpec()), check_vma=False)(state)
+    return jax.shard_map(on_one, mesh=devices.mesh(program.config, program.groups),
+                         in_specs=(spec,), out_specs=(spec, P(), P()), check_vma=False)(state)
 
 
 @partial(jax.jit, static_argnums=(0, 2), donate_argnums=1)

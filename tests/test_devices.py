@@ -204,3 +204,18 @@ def test_the_page_about_hosts_has_these_numbers():
     for size, gradient in GRADIENTS.items():
         assert re.search(rf"^\| {size.removeprefix('size')} \| {gradient / 1e6:,.1f} MB \|", page,
                          re.MULTILINE), size
+
+
+def test_seeds_are_divided_among_groups_of_devices_that_exchange_nothing(monkeypatch):
+    settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], ["run.chunk=8"])
+    program, _ = dreamer.build(settings, make(settings.run.env))
+    shapes = dreamer.SEVERAL_SEEDS.init.eval_shape(program, jax.random.split(jax.random.key(0), 4))
+    text = dreamer.SEVERAL_SEEDS.train_chunk.lower(program, shapes, 2).as_text()
+    found = set(re.findall(r"replica_groups = dense<(.*?)>", text))
+    assert found == {str([[n] for n in range(devices.groups(settings, 4))])}
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    for seeds, devices_, expected in ((4, 1, 4), (16, 1, 8), (6, 1, 6), (7, 1, 7), (9, 1, 3),
+                                      (8, 2, 4), (5, 2, 1), (2, 2, 2)):
+        sets = [f"run.devices={devices_}"]
+        one = config.load(ROOT / "dreamer.yaml", Config, ["debug"], sets)
+        assert devices.groups(one, seeds) == expected, (seeds, devices_)

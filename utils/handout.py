@@ -37,18 +37,18 @@ print(f"{__spec__.name}: left out of this copy, because it contains solutions", 
 sys.exit(2)
 '''
 PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in (
-    "differences", "environments", "equations", "imagination", "reading", "results", "running",
-    "speed", "speed_trials")))
+    "differences", "environments", "equations", "hosts", "imagination", "reading", "results",
+    "running", "speed", "speed_trials")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md
 ASSIGNMENT = "ASSIGNMENT.md"
 # The end of dreamer.py, and that of a copy in which something is to be written.
 START = """\
-    sys.exit(main(began=STARTED))
+    GROUP.leave(main(began=STARTED))
 """
 START_UNWRITTEN = """\
     try:
-        sys.exit(main(began=STARTED))
+        GROUP.leave(main(began=STARTED))
     except NotImplementedError as error:
         import traceback
 

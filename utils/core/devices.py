@@ -3,12 +3,14 @@
 import math
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 DEVICES = "devices"  # the mesh axis along which environments and batches are divided
+SEEDS = "seeds"  # the mesh axis along which several seeds are divided
 WHOLE = 8  # devices up to which the percentiles are those of all returns
 SHARE = 16_000  # returns of all devices together from which percentiles are taken beyond that
 
@@ -31,11 +33,25 @@ def count(config):
     return max(fits)
 
 
-def mesh(config):
-    """The mesh of the devices that share the work, along one axis, process by process."""
+def mesh(config, groups=1):
+    """The mesh of the devices that share the work, along one axis, process by process.
+
+    Of several groups, each shares the work of other seeds; they are along the axis SEEDS."""
     each = count(config) // jax.process_count()
+    if groups > 1:
+        return Mesh(np.array(jax.devices()[:groups * each]).reshape(groups, each),
+                    (SEEDS, DEVICES))
     chosen = [device for found in _of_processes() for device in found[:each]]
     return Mesh(np.array(chosen), (DEVICES,))
+
+
+def groups(config, seeds):
+    """The number of groups of devices among which several seeds are divided.
+
+    Each group has the devices that one seed would have: as many groups as there are devices for,
+    and as divide the seeds. They exchange nothing."""
+    most = min(seeds, jax.device_count() // count(config))
+    return max(n for n in range(1, most + 1) if seeds % n == 0)
 
 
 def _of_processes():
@@ -97,8 +113,17 @@ def on_one_device(function):
 def over_seeds(function, axes, donate=None):
     """Vectorise a jitted function of one agent over several seeds, along a new leading axis.
 
-    `axes` gives for each argument 0 (it has that axis) or None (it is static and shared); `donate`
-    is the number of the argument whose memory may be reused."""
+    The first argument is the program; the second has the new axis, which is divided among `groups`
+    of devices where the function uses `mesh`. `axes` gives for each argument 0 (it has that axis)
+    or None (it is static and shared); `donate` is the number of the argument whose memory may be
+    reused."""
     static = tuple(place for place, axis in enumerate(axes) if axis is None)
-    mapped = jax.vmap(function.__wrapped__, axes)
+    mapped = partial(_over_seeds, function.__wrapped__, axes)
     return jax.jit(mapped, static_argnums=static, donate_argnums=donate)
+
+
+def _over_seeds(function, axes, program, *arguments):
+    seeds = len(jax.tree.leaves(arguments[0])[0])
+    program = replace(program, groups=groups(program.config, seeds))
+    name = SEEDS if program.groups > 1 else None
+    return jax.vmap(function, axes, spmd_axis_name=name)(program, *arguments)

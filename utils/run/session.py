@@ -281,7 +281,10 @@ class Session:
         for line in describe(self.runs[0].config, self._env, self._shapes):
             self._display.say(line)
         if self.several:
-            self._display.say(f"seeds        {len(self.runs)} agents in parallel, shown as means")
+            groups = devices.groups(self.runs[0].config, len(self.runs))
+            apart = f", on {groups} groups of devices" if groups > 1 else ""
+            self._display.say(f"seeds        {len(self.runs)} agents in parallel{apart}, shown as "
+                              "means")
         if self.runs[0].saved:
             self._display.say(f"resuming     {self.folder} from step {self.steps:,}")
             if self.runs[0].saved.rows is None:
