@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 import dreamer
 from utils.core import config, devices
 from utils.core.settings import Config
+from utils.hosts.group import Ended, Group
 from utils.hosts.join import join, place_of
 from utils.run.checkpoint import Checkpoints
 
@@ -282,6 +284,85 @@ def test_another_seed_in_one_process_is_refused_by_all_and_leaves_nothing(tmp_pa
     line = "dreamer.py: process 1 has another run.seed (1, process 0 has 0)\n"
     assert ends == [(2, "", line), (2, "", line)]
     assert not any(tmp_path.iterdir())
+
+
+class Store:
+    """What jax's client of the coordination service does, for groups in one process."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, name, value, again):
+        assert again or name not in self.values
+        self.values[name] = value
+
+    def key_value_dir_get(self, name):
+        return [(key, value) for key, value in self.values.items() if key.startswith(name)]
+
+
+@pytest.fixture
+def three():
+    """Three processes of one run, without processes."""
+    groups, store = [Group() for _ in range(3)], Store()
+    for index, group in enumerate(groups):
+        group.index, group.count, group._client = index, 3, store
+    return groups
+
+
+def test_a_signal_to_some_stops_all_after_the_chunk_that_follows_the_first(three):
+    first, second, third = three
+    assert [first.stops(3, None), second.stops(3, 15), third.stops(3, None)] == [None] * 3
+    assert [third.stops(4, 2), first.stops(4, None), second.stops(4, 15)] == [15] * 3
+
+
+def test_what_all_tell_is_gathered_in_order_and_an_end_is_not_waited_for(three):
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(lambda group: group.gather("step", 10 * group.index), three)]
+    assert found == [[0, 10, 20]] * 3
+    three[1]._tell_end("a full disk")
+    with pytest.raises(Ended, match="process 1 has ended: a full disk"):
+        three[0].gather("more", None)
+
+
+@pytest.mark.parametrize("name, value, line", [
+    ("run.seed", "1", r"process 2 has another run.seed \(1, process 0 has 0\)"),
+    ("jax", "0.9", r"process 2 has another jax \(0.9, process 0 has 0.10\)")])
+def test_another_fact_in_one_process_is_refused_by_all_in_the_same_line(name, value, line, three):
+    same = {"run.seed": "0", "jax": "0.10"}
+    facts = [same, same, same | {name: value}]
+    with ThreadPoolExecutor(3) as pool:
+        for told in [pool.submit(one.agree, mine) for one, mine in zip(three, facts)]:
+            with pytest.raises(ValueError, match=line):
+                told.result()
+
+
+def test_seeds_are_shared_out_as_equally_as_can_be(three):
+    for group in three:
+        group.apart = True
+    assert [[*group.share(7)] for group in three] == [[0, 1], [2, 3], [4, 5, 6]]
+    three[1].apart = False
+    assert [*three[1].share(2)] == [0, 1]
+
+
+def test_a_process_without_its_part_of_the_common_checkpoint_is_refused(tmp_path):
+    part = tmp_path / "host-2"
+    part.mkdir()
+    with pytest.raises(ValueError, match="host-2: holds no checkpoint of step 4,800"):
+        Checkpoints(part).load(pytest.fail, 4800)
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_seeds_need_each_other_only_to_begin(tmp_path):
+    flags = [flag.replace("1600", "800") for flag in FLAGS]
+    with _train(*flags, "--seeds", "3", "--logdir", tmp_path / "run") as processes:
+        assert [status for status, *_ in processes.ends()] == [0, 0]
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    assert found == {"learning_curve.png", "host-1", "seed-0", "seed-1", "seed-2"}
+    with _train(*flags, "--seeds", "2", "--logdir", tmp_path / "other") as processes:
+        _wait_for_step(processes, tmp_path / "other" / "seed-1", 160)
+        processes.all[1].kill()
+        assert [status for status, *_ in processes.ends()] == [0, -signal.SIGKILL]
+    assert dreamer.main(["--resume", str(tmp_path / "other" / "seed-1")]) == 0
 
 
 @pytest.mark.parametrize("sets, line", [

@@ -131,12 +131,12 @@ class Group:
         """Who trains seeds of its own goes on alone, and no longer ends with the others."""
         if self.count > 1 and self.apart:
             self.gather("parting", None)
+            self.count = 1  # also for the thread that watches
             self._client.shutdown()
             if self.service:
                 self._end_service()
             atexit.unregister(self.leave)
             sys.excepthook = sys.__excepthook__
-            self.count = 1
 
     def _tell_end(self, line):
         """Tell how this process ends, once: with an error, or in order (None)."""

@@ -66,7 +66,7 @@ class Watch:
                 line = self._problem()
             except RuntimeError:  # the service is gone, and process 0 with it
                 line = "process 0 has ended"
-            if line and not GROUP.has_ended:
+            if line and GROUP.count > 1 and not GROUP.has_ended:
                 self._end(line)
             time.sleep(self._period())
 

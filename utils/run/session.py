@@ -25,7 +25,7 @@ from utils.core.cli import (
 from utils.core.config import differences, dump, rows
 from utils.core.machine import code
 from utils.core.replay import restore
-from utils.core.settings import MAY_CHANGE, reseeded, trained_ratio
+from utils.core.settings import reseeded, trained_ratio
 from utils.core.user_env import GuestError
 from utils.hosts import parts
 from utils.hosts.group import GROUP, Ended
@@ -194,7 +194,8 @@ class Run:
         step = self.checkpoints.last_step()
         if step is None:
             return "saved        nothing yet"
-        command = commands.train("--resume", str(self.home), *self.own_env(), *GROUP.flags)
+        command = commands.train("--resume", str(self.home), *self.own_env(),
+                                 *(GROUP.flags if GROUP.shares else ()))
         return f"saved        step {step:,}; to resume: {command}"
 
 
@@ -502,11 +503,18 @@ def _check_group(command, env):
     elif command.seeds < GROUP.count:
         raise ValueError(f"--seeds: expected at least one for each of {GROUP.count} processes, "
                          f"found {command.seeds}")
-    GROUP.agree({name: str(value) for *key, _, value in rows(command.config)
-                 if (name := ".".join(key)) not in MAY_CHANGE}
-                | {"--seeds": command.seeds, "--resume": bool(command.run)} | _versions()
-                | {"python": platform.python_version(), "code": code(),
-                   "platform": jax.default_backend()})
+    if GROUP.count > 1:
+        GROUP.agree(_facts(command))
+
+
+def _facts(command):
+    """What must be the same in all processes of a run, by name."""
+    numbers = {f"{section}.{key}": str(value)
+               for section, key, _, value in rows(command.config)
+               if section != "log" and key != "compile_cache"}
+    return numbers | _versions() | {
+        "--seeds": command.seeds, "--resume": bool(command.run),
+        "python": platform.python_version(), "code": code(), "platform": jax.default_backend()}
 
 
 def describe(config, env, shapes):
