@@ -33,6 +33,18 @@ class Progress:
     elapsed: float = 0.0
     left: float | None = None
 
+    def line(self):
+        """It as one line of text."""
+        return plain_line(self)
+
+    def panel(self, status):
+        """It for rich, with a line of status."""
+        return panel_content(self, status)
+
+    def is_news(self, last):
+        """Whether a plain line is due, although the `last` one was printed a moment ago."""
+        return (last.eval_return, last.best_eval) != (self.eval_return, self.best_eval)
+
 
 class _Console(Console):
     """A console that falls silent when its pipe breaks: Ctrl-C also ends a `| tee`."""
@@ -46,6 +58,7 @@ class _Console(Console):
 class Display:
     """A context that shows the progress of a run, starting with the Progress `start`.
 
+    Another program shows records of its own, with the methods of Progress, `updates` and `elapsed`.
     A terminal shows one panel, redrawn in place; elsewhere plain lines, without escape codes. A
     thread redraws the panel until the first updates have arrived; later it would slow training."""
 
@@ -88,7 +101,7 @@ class Display:
             self._live.refresh()
         elif (
             last is self._start
-            or (last.eval_return, last.best_eval) != (progress.eval_return, progress.best_eval)
+            or progress.is_news(last)
             or progress.elapsed - last.elapsed >= PLAIN_PERIOD
         ):
             self._print_line()
@@ -102,7 +115,7 @@ class Display:
 
     def _print_line(self):
         self._printed = self._latest
-        self.say(plain_line(self._latest))
+        self.say(self._latest.line())
 
     def _panel(self):
         shown, status = self._latest, ""
@@ -110,7 +123,7 @@ class Display:
             passed = time.perf_counter() - self._at
             shown, status = replace(shown, elapsed=shown.elapsed + passed), self._spinner
         return Panel(
-            panel_content(shown, status),
+            shown.panel(status),
             title=self._console.render_str(self._title, markup=False, emoji=False),
             title_align="left",
             width=min(PANEL_WIDTH, self._console.width),

@@ -23,7 +23,7 @@ def check(config, env, shapes, seeds):
 
     Raises: ValueError, one line."""
     parts = {name: seeds * size / GB for name, size in sizes(config, env, shapes).items()}
-    have, needed = _memory() / GB, sum(parts.values())
+    have, needed = available() / GB, sum(parts.values())
     if needed > have:
         largest = max(parts, key=parts.get)
         each = ", ".join(f"{name} {size:,.1f}" for name, size in parts.items()
@@ -48,7 +48,7 @@ def sizes(config, env, shapes):
             "evaluation": config.run.eval_episodes * playing}
 
 
-def _memory():
+def available():
     """Bytes of the device; of the machine or the container, where it is a CPU."""
     found = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in found:

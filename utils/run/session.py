@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
 from utils.run.files import check_open, lock, missing, refuse_links, replace, unmake
-from utils.run.logger import FILES, Logger, make_folder
+from utils.run.logger import FILES, METRICS, SCORES, Logger, make_folder
 from utils.run.signals import Stop
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
@@ -55,71 +56,115 @@ def check_saved(command):
         check_unchanged(command.config, record["config"], command.run)
 
 
-class Run:
-    """One agent's run: its folder, logs, checkpoints and best weights so far.
+class Folder:
+    """A run on disk, of whatever program: a locked folder with configuration, logs, checkpoints.
 
-    `saved` is the checkpoint to resume from, until it is restored; None for a new run.
+    `saved` is the checkpoint to resume from, until it is restored; None for a new run. `logs` are
+    the names of the Logger's files.
 
     Raises: ValueError, one line, if the folder cannot be used."""
 
-    def __init__(self, folder, config, env, began):
-        self.folder, self.config, self.env, self.began = Path(folder), config, env, began
-        self.best = self.saved = self.diary = None
+    def __init__(self, folder, config, logs):
+        self.folder, self.config, self.saved, self._is_open = Path(folder), config, None, False
         refuse_links(folder, FILES)
         self._lock = lock(folder)
-        self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
+        self.checkpoints, self.logger = Checkpoints(folder), Logger(self.folder, logs)
 
     def load_checkpoint(self):
         """Load the last checkpoint of the folder and check that the run can resume from it."""
-        self.saved = self.checkpoints.load(_warn)
-        record, steps = self.saved.record, self.config.run.steps
-        self._logger.check(record["logs"])
-        is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
-        is_changed = "run.steps" in differences(self.config, record["config"])
-        if record["step"] >= steps and (is_complete or is_changed):
-            raise ValueError(f"{self.folder}: already finished {record['step']:,} steps; "
-                             "continue it with a larger --steps")
+        self.saved = self.checkpoints.load(partial(_warn, self.config))
+        record = self.saved.record
+        self.logger.check(record["logs"])
+        self.check_unfinished(record)
         old, new = record["versions"], _versions()
         differing = [f"{name} {old.get(name)}" for name in new if old.get(name) != new[name]]
         if differing:
-            _warn(f"the run was saved with {', '.join(differing)}: results may not be identical "
-                  "to the last digit")
+            _warn(self.config, f"the run was saved with {', '.join(differing)}: results may not be "
+                  "identical to the last digit")
 
-    def open(self, display):
-        """Open the logs and write config.yaml; progress goes to `display`."""
-        run, record = self.config.run, self.saved and self.saved.record
-        steps = record["step"] if record else 0
-        self._logger.sinks = sinks.open_sinks(self.config, self.folder, steps)
+    def open_logs(self):
+        """Open the logs and write config.yaml."""
+        self.logger.sinks = sinks.open_sinks(
+            self.config, self.folder, self.saved.record["step"] if self.saved else 0)
         replace(self.folder / "config.yaml", dump(self.config).encode())
-        self._logger.__enter__()
-        self.diary = Diary(self._logger, display, run.steps, self.env.solved, self.began)
-        if record:
-            self.diary.recall(record["diary"])
+        self.logger.__enter__()
+        self._is_open = True
 
     def close(self):
         """Close the logs and unlock the folder."""
-        if self.diary:
-            self._logger.__exit__()
+        if self._is_open:
+            self.logger.__exit__()
         os.close(self._lock)
+
+    def fitted(self, fill, *arguments):
+        """fill(*arguments), which puts arrays of the checkpoint into others.
+
+        Raises: Mismatch naming the first array that does not fit."""
+        try:
+            return fill(*arguments)
+        except ValueError as error:
+            raise Mismatch(f"{self.folder}: {error}") from None
+
+    def go_on(self):
+        """Forget all that was written after the checkpoint, and its arrays: they are restored."""
+        record, self.saved = self.saved.record, None  # its arrays may be large
+        self.logger.cut(record["logs"])  # later rows are written again
+        self.checkpoints.forget_after(record["step"])
+
+    def write(self, step, arrays, notes, replay=None):
+        """Write a checkpoint of named arrays, the host's notes and, if it is saved, the replay.
+
+        Raises: OSError."""
+        record = {"step": step, "config": dump(self.config), "versions": _versions(),
+                  "diary": notes, "logs": self.logger.sizes()}
+        self.checkpoints.save(record, arrays, replay)
+
+    def resume_hint(self, *flags):
+        """A line for the user: the last checkpoint and the command that resumes from it."""
+        step = self.checkpoints.last_step()
+        if step is None:
+            return "saved        nothing yet"
+        command = commands.train(self.config.PROGRAM, "--resume", str(self.folder), *flags)
+        return f"saved        step {step:,}; to resume: {command}"
+
+
+class Run(Folder):
+    """One agent's run: its folder and best weights so far."""
+
+    def __init__(self, folder, config, env, began):
+        super().__init__(folder, config, (METRICS, SCORES))
+        self.env, self.began, self.best, self.diary = env, began, None, None
+
+    def check_unfinished(self, record):
+        """Check that the run has something left to do. Raises: ValueError, one line."""
+        is_complete = self.logger.is_complete() and (self.folder / PICTURE).is_file()
+        is_changed = "run.steps" in differences(self.config, record["config"])
+        if record["step"] >= self.config.run.steps and (is_complete or is_changed):
+            raise ValueError(f"{self.folder}: already finished {record['step']:,} steps; "
+                             "continue it with a larger --steps")
+
+    def open(self, display):
+        """Open the logs; progress goes to `display`."""
+        self.open_logs()
+        self.diary = Diary(
+            self.logger, display, self.config.run.steps, self.env.solved, self.began)
+        if self.saved:
+            self.diary.recall(self.saved.record["diary"])
 
     def restore(self, state):
         """Fill a new RunnerState from the checkpoint; the replay stays empty if none was saved.
 
         Raises: Mismatch naming the first array that does not fit."""
-        saved, self.saved = self.saved, None  # its arrays may be large
-        if not saved:
+        if not self.saved:
             return state
-        tree, replay = _checkpointed(state, None), state.replay
+        tree, replay, saved = _checkpointed(state, None), state.replay, self.saved
         if self.diary.best is not None:
             tree["best"] = state.agent.params
-        try:
-            restored = unflatten(tree, saved.arrays)
-            if saved.rows is not None:
-                replay = restore(replay, saved.rows, saved.record["written"])
-            self._logger.cut(saved.record["logs"])  # later rows are written again
-        except ValueError as error:
-            raise Mismatch(f"{self.folder}: {error}") from None
-        self.checkpoints.forget_after(saved.record["step"])
+        restored = self.fitted(unflatten, tree, saved.arrays)
+        if saved.rows is not None:
+            replay = self.fitted(restore, replay, saved.rows, saved.record["written"])
+        del saved
+        self.go_on()
         self.best = restored.pop("best", None)
         return state._replace(replay=replay, **restored)
 
@@ -128,14 +173,11 @@ class Run:
 
         Raises: FloatingPointError for weights that are not finite; OSError."""
         arrays = flatten(_checkpointed(state, self.best))
-        for name, array in arrays.items():
-            if name.startswith(("agent/", "best/")) and not np.isfinite(array).all():
-                raise FloatingPointError(f"{name} is not finite at step {self.diary.steps:,}")
+        check_finite(arrays, ("agent/", "best/"), self.diary.steps)
         if self.best is not None:
             weights.save(self.folder, self.best, self.config)
-        record = {"step": self.diary.steps, "config": dump(self.config), "versions": _versions(),
-                  "diary": self.diary.remember(), "logs": self._logger.sizes()}
-        self.checkpoints.save(record, arrays, state.replay if self.config.run.save_replay else None)
+        self.write(self.diary.steps, arrays, self.diary.remember(),
+                   state.replay if self.config.run.save_replay else None)
 
     def end(self, score):
         """Write the results of a finished run: the best weights, their score, the plot."""
@@ -147,14 +189,6 @@ class Run:
     def own_env(self):
         """The flag without which commands do not import the environment's own code."""
         return ["--env", self.config.run.env] if runs_own_code(self.config.run.env) else []
-
-    def resume_hint(self):
-        """A line for the user: the last checkpoint and the command that resumes from it."""
-        step = self.checkpoints.last_step()
-        if step is None:
-            return "saved        nothing yet"
-        command = commands.train("--resume", str(self.folder), *self.own_env())
-        return f"saved        step {step:,}; to resume: {command}"
 
 
 class Session:
@@ -178,13 +212,8 @@ class Session:
         backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
         began, run, self.runs = began or time.perf_counter(), config.run, []
-        new = [] if command.run else missing(command.logdir or "runs")
         with contextlib.ExitStack() as undo:
-            undo.callback(unmake, new)  # what fails leaves nothing
-            self.folder = Path(command.run or make_folder(command.logdir, run.env, run.seed))
-            new += [] if command.run or command.logdir else [self.folder]
-            if new:
-                undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.folder = open_folder(undo, command, run.env)
             undo.callback(self._close)
             for n in range(command.seeds):
                 one, folder = reseeded(config, run.seed + n), self.folder
@@ -232,12 +261,9 @@ class Session:
         self._display.__exit__()
         self._close()
         xla.forget()
-        if not (isinstance(error, ENDS) or is_of_program(error)):
+        if not is_end(error):
             return False
-        warn(one_line(f"dreamer.py: {reason(error, self.folder)}"))
-        for line in self._resume_hints():
-            warn(line)
-        self.status = 2 if kind is Mismatch else 1
+        self.status = say_end(error, self.runs[0].config, self.folder, self._resume_hints())
         return True
 
     @property
@@ -379,7 +405,40 @@ class Session:
                 for n, run in enumerate(self.runs)]
 
     def _resume_hints(self):
-        return [run.resume_hint() for run in self.runs]
+        return [run.resume_hint(*run.own_env()) for run in self.runs]
+
+
+def open_folder(undo, command, name):
+    """The folder of the run to resume, or a new one: -> Path
+
+    `undo` (an ExitStack) deletes what is new. Raises: ValueError, one line."""
+    new = [] if command.run else missing(command.logdir or "runs")
+    undo.callback(unmake, new)  # what fails leaves nothing
+    folder = Path(command.run or make_folder(command.logdir, name, command.config.run.seed))
+    new += [] if command.run or command.logdir else [folder]
+    if new:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def is_end(error):
+    """Whether an error is no bug of this program, so that one line says all of it."""
+    return isinstance(error, ENDS) or is_of_program(error)
+
+
+def say_end(error, config, folder, hints):
+    """Print such an error, and how to go on: -> exit status"""
+    _warn(config, reason(error, folder))
+    for line in hints:
+        warn(line)
+    return 2 if isinstance(error, Mismatch) else 1
+
+
+def check_finite(arrays, beginnings, step):
+    """Check the arrays whose names begin so. Raises: FloatingPointError naming the first one."""
+    for name, array in arrays.items():
+        if name.startswith(beginnings) and not np.isfinite(array).all():
+            raise FloatingPointError(f"{name} is not finite at step {step:,}")
 
 
 def _checkpointed(state, best):
@@ -392,8 +451,8 @@ def _versions():
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _warn(line):
-    warn(one_line(f"dreamer.py: {line}"))
+def _warn(config, line):
+    warn(one_line(f"{config.PROGRAM}: {line}"))
 
 
 def describe(config, env, shapes):

@@ -9,8 +9,7 @@ import json
 import numpy as np
 import yaml
 
-from utils.core.config import dump
-from utils.core.settings import MAY_CHANGE
+from utils.core.config import dump, fixed
 from utils.run import arrays
 
 NAME = "weights.npz"
@@ -48,6 +47,7 @@ def load(folder, shapes, config):
 def _mark(config):
     """A digest of everything in a configuration that stays the same when a run is resumed."""
     tree = yaml.safe_load(dump(config))
-    fixed = {f"{section}.{key}": value for section, keys in tree.items()
-             for key, value in keys.items() if f"{section}.{key}" not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest().encode()
+    values = {f"{section}.{key}": value for section, keys in tree.items()
+              for key, value in keys.items()}
+    kept = {name: values[name] for name in fixed(config, values)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest().encode()
