@@ -137,8 +137,8 @@ def plain_line(progress):
         f"{p.steps:{width},} steps {_percent(p):>4}",
         f"eval {_score(p.eval_return):>8} best {_score(p.best_eval):>8}",
         f"train {_score(p.train_return):>8}",
-        f"{_rate(p.updates_per_s):>5} updates/s {_rate(p.steps_per_s):>6} steps/s",
-        f"{_clock(p.elapsed):>5} left {_clock(p.left):>5}",
+        f"{rate(p.updates_per_s):>5} updates/s {rate(p.steps_per_s):>6} steps/s",
+        f"{clock(p.elapsed):>5} left {clock(p.left):>5}",
     ])
 
 
@@ -154,9 +154,9 @@ def panel_content(progress, status=""):
     for style, justify in [("dim", "left"), ("bold", "right")] * 2:
         numbers.add_column(style=style, justify=justify, no_wrap=True)
     numbers.add_row("evaluation return", _score(p.eval_return), "updates", f"{p.updates:,}")
-    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", _rate(p.updates_per_s))
-    numbers.add_row("training return", _score(p.train_return), "steps/s", _rate(p.steps_per_s))
-    numbers.add_row("elapsed", _clock(p.elapsed), "left", _clock(p.left))
+    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", rate(p.updates_per_s))
+    numbers.add_row("training return", _score(p.train_return), "steps/s", rate(p.steps_per_s))
+    numbers.add_row("elapsed", clock(p.elapsed), "left", clock(p.left))
     return Group(bar, status, numbers)
 
 
@@ -221,13 +221,15 @@ def _score(value):
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def _rate(value):
+def rate(value):
+    """A number per second in a few characters: 1,050, 9.5, - for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _clock(seconds):
+def clock(seconds):
+    """Seconds as on a clock: 1:01, 1:00:00, - for None."""
     if seconds is None:
         return "-"
     minutes, second = divmod(round(seconds), 60)
