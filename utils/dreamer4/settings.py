@@ -1,0 +1,186 @@
+"""The schema of dreamer4.yaml: the meaning and the valid values of each hyperparameter.
+
+The numbers are in dreamer4.yaml alone; a test compares its comments with these meanings.
+"""
+
+from dataclasses import dataclass
+
+from utils.core.config import setting
+from utils.core.settings import Log
+
+PHASES = ("tokenizer", "dynamics", "agent", "policy")
+KINDS = {"space", "time"}
+
+# Keys that may change when a run is resumed.
+MAY_CHANGE = ("run.tokenizer", "run.dynamics", "run.agent", "run.policy", "run.save_every",
+              "run.compile_cache", "log.tensorboard", "log.wandb")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to run, for how long, and how often to evaluate and save."""
+
+    seed: int = setting("seed of all randomness", low=0, below=2**32)
+    tokenizer: int = setting("updates of phase 1", low=1)
+    dynamics: int = setting("updates of phase 2", low=1)
+    agent: int = setting("updates of phase 3", low=1)
+    policy: int = setting("updates of phase 4", low=1)
+    chunk: int = setting("maximum updates per compiled call and line of metrics", low=1)
+    eval_every: int = setting("updates between evaluations within a phase", low=1)
+    save_every: int = setting("updates between checkpoints", low=1)
+    compile_cache: bool = setting("cache compiled programs on disk for the next start")
+
+
+@dataclass(frozen=True)
+class World:
+    """The bouncing square, and the policy whose play is the data."""
+
+    size: int = setting("side of the image, pixels", low=2, high=1024)
+    step: int = setting("pixels that an action moves the square", low=1)
+    smallest: int = setting("smallest side of a square, pixels", low=1)
+    largest: int = setting("largest side of a square, pixels", low=1)
+    colour_low: int = setting("darkest red, green or blue of a square", low=0, high=255)
+    colour_high: int = setting("brightest red, green or blue of a square", low=0, high=255)
+    background_low: int = setting("darkest red, green or blue behind it", low=0, high=255)
+    background_high: int = setting("brightest red, green or blue behind it", low=0, high=255)
+    hold_low: int = setting("fewest steps in one direction", low=1)
+    hold_high: int = setting("most steps in one direction", low=1)
+    tasks: int = setting("points to go to: the centre, then corners", low=1, high=5)
+    sequences: int = setting("recorded sequences", low=1)
+    length: int = setting("frames of a recorded sequence", low=2)
+    unlabelled: float = setting("share of the sequences without actions", low=0, below=1)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the figures of each phase are measured on."""
+
+    sequences: int = setting("fresh sequences", low=1)
+    context: int = setting("real frames before a dream", low=1)
+    frames: int = setting("dreamed frames", low=1)
+    episodes: int = setting("fresh episodes in the world", low=1)
+    steps: int = setting("actions of an episode", low=1)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Phase 1: images to a few numbers, and back."""
+
+    patch: int = setting("side of a patch, pixels", low=1)
+    latents: int = setting("latent tokens of an image", low=1)
+    channels: int = setting("numbers of a latent token", low=1)
+    width: int = setting("D: width of a token", low=1)
+    heads: int = setting("query heads of the attention", low=1)
+    kv_heads: int = setting("key and value heads, each for a group of queries", low=1)
+    hidden: int = setting("width inside of a SwiGLU", low=1)
+    encoder: str = setting("kinds of the encoder's layers, space or time")
+    decoder: str = setting("kinds of the decoder's layers")
+    window: int = setting("steps that a time layer sees, this one included", low=2)
+    rope: float = setting("base of the angles of RoPE", above=1)
+    cap: float = setting("soft cap of the attention's logits", above=0)
+    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: frames per sequence", low=1)
+    mask_low: float = setting("share of masked patches at least, below 0 for more without", high=1)
+    mask_high: float = setting("share of masked patches at most", low=0, high=1)
+    bottleneck: float = setting("scale of the initial weights in front of the tanh", low=0)
+    noise: float = setting("noise on the latents while they are learned", low=0)
+    perceptual: float = setting("scale of the perceptual loss", low=0)
+    adam: float = setting("peak learning rate of Adam", above=0)
+    muon: float = setting("peak learning rate of Muon, 0 for Adam alone", low=0)
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Phase 2: the latents of the next frame, by shortcut forcing."""
+
+    spatial: int = setting("S_z: tokens that carry the latents of a frame", low=1)
+    registers: int = setting("S_r: register tokens of a frame", low=0)
+    width: int = setting("D: width of a token", low=1)
+    heads: int = setting("query heads of the attention", low=1)
+    kv_heads: int = setting("key and value heads, each for a group of queries", low=1)
+    hidden: int = setting("width inside of a SwiGLU", low=1)
+    layers: str = setting("kinds of the layers, space or time")
+    window: int = setting("steps that a time layer sees, this one included", low=2)
+    rope: float = setting("base of the angles of RoPE", above=1)
+    cap: float = setting("soft cap of the attention's logits", above=0)
+    norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
+    outscale: float = setting("scale of the initial weights that give the next latents", low=0)
+    kmax: int = setting("K_max: most steps to sample a frame, a power of 2", low=2)
+    context_noise: int = setting("noise of past frames, in steps of 1/K_max", low=0)
+    power: float = setting("τ is u^power, u uniform", above=0)
+    alternate: float = setting("share of rows in which every other frame is context", low=0, high=1)
+    bootstrap: float = setting("share of rows with steps larger than 1/K_max", low=0, high=1)
+    images: float = setting("share of rows whose frames are single images", low=0, high=1)
+    scaled: bool = setting("divide the latents by their standard deviation")
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: frames per sequence", low=1)
+    long_every: int = setting("every n-th batch is long, 0 for none", low=0)
+    long_length: int = setting("frames per sequence of a long batch", low=1)
+    long_final: float = setting("share of the updates at the end that are all long", low=0, high=1)
+    adam: float = setting("peak learning rate of Adam", above=0)
+    muon: float = setting("peak learning rate of Muon, 0 for Adam alone", low=0)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Phase 3: behaviour cloning and the reward model."""
+
+    ahead: int = setting("L: actions and rewards that each frame predicts", low=1)
+    units: int = setting("width of the heads", low=1)
+    bins: int = setting("V: bins of the two-hot heads, odd", low=3)
+    power: float = setting("τ is u^power, u uniform", above=0)
+    alternate: float = setting("share of rows in which every other frame is context", low=0, high=1)
+    bootstrap_scale: float = setting("scale of the bootstrap loss", low=0)
+    batch: int = setting("B: sequences per update", low=1)
+    length: int = setting("T: frames per sequence", low=1)
+    adam: float = setting("peak learning rate of Adam", above=0)
+    muon: float = setting("peak learning rate of Muon, 0 for Adam alone", low=0)
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """Phase 4: reinforcement learning in dreams."""
+
+    dreams: int = setting("N: dreams per update", low=1)
+    context: int = setting("real frames before a dream", low=1)
+    horizon: int = setting("H: dreamed frames", low=1)
+    k: int = setting("K: steps to sample a frame, a power of 2", low=1)
+    gamma: float = setting("γ: discount per step", low=0, high=1)
+    lambda_: float = setting("λ of the λ-return", low=0, high=1)
+    alpha: float = setting("α: share of the good actions in PMPO, the rest for the bad ones",
+                           low=0, high=1)
+    beta: float = setting("β: scale of the KL divergence from the prior", low=0)
+    value_warmup: int = setting("updates of the value alone at the start", low=0)
+    adam: float = setting("peak learning rate of Adam", above=0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Normalised losses, Adam and Muon, and their schedule."""
+
+    rms_rate: float = setting("share of a loss's running mean square replaced per update",
+                              above=0, high=1)
+    warmup: int = setting("updates over which the learning rate rises", low=0)
+    constant: float = setting("share of the updates after which it falls", low=0, high=1)
+    final: float = setting("learning rate at the end, as a share of the peak", low=0, high=1)
+    clip: float = setting("largest norm of the gradient for Adam", above=0)
+    b1: float = setting("decay of Adam's mean of the gradient", low=0, below=1)
+    b2: float = setting("decay of Adam's mean square of the gradient", low=0, below=1)
+    eps: float = setting("ε added to Adam's root mean square", above=0)
+    momentum: float = setting("decay of Muon's momentum", low=0, below=1)
+    newton_schulz: int = setting("iterations that make Muon's step orthogonal", low=1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number that the program uses, one field per section of the YAML file."""
+
+    run: Run
+    world: World
+    evaluation: Evaluation
+    tokenizer: Tokenizer
+    dynamics: Dynamics
+    agent: Agent
+    imagination: Imagination
+    optimizer: Optimizer
+    log: Log
