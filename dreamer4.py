@@ -29,9 +29,17 @@ The time line. Block t of the dynamics holds the action a_{t-1} and the frame z_
 From h_t come the reward r_t of that frame and the action a_t chosen there, as in dreamer.py.
 """
 
+import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
+
+from utils.core import start
+
+STARTED = time.perf_counter()  # before the heavy imports: the user waits for them too
+if __name__ == "__main__":
+    start.announce()
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +48,13 @@ from flax import nnx
 
 from dreamer import kl, lambda_returns, twohot_loss, twohot_mean, value_bins
 from jaxmodels_nnx import MLP, Categorical, Head, Linear, RMSNorm
+from utils.core import cli
 from utils.dreamer4 import optimizer, square
+from utils.dreamer4.baselines import baselines
+from utils.dreamer4.command import parse
 from utils.dreamer4.layers import Matrix, Transformer, no_past
+from utils.dreamer4.pictures import SHOWN
+from utils.dreamer4.session import Session
 from utils.dreamer4.settings import PHASES, Config
 from utils.dreamer4.square import ACTIONS, UNKNOWN
 
@@ -917,3 +930,75 @@ def init(program, key):
     rms = {name: jnp.ones(()) for name in ("mse", "perceptual", "video", "behaviour", "reward")}
     return TrainState(params=params, opt_state=opt_state, rms=rms, scale=jnp.ones(()),
                       step={phase: jnp.zeros((), jnp.int32) for phase in PHASES}, key=key)
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+class Shown(NamedTuple):
+    """What the pictures show: held-out videos, the tokenizer's, dreams with the same actions
+
+    [N, T, H, W, 3], 0 black and 1 white, after `context` frames; episodes before and after phase 4.
+    """
+
+    context: int
+    true: jax.Array
+    decoded: jax.Array
+    dreamed: jax.Array
+    before: Played
+    after: Played
+
+
+@partial(jax.jit, static_argnums=0)
+def shown(program, state, videos, key):
+    """Dreams of whole held-out videos, and what the policy and its prior do in the world."""
+    networks = assemble(program, state.params)
+    n = program.config.evaluation.context
+    record = to_record(networks.tokenizer, videos, state.scale)
+    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
+    z = dream(networks.dynamics, context, record.before[:, n:], program.config.imagination.k, key)
+    decoded, dreamed = (networks.tokenizer.decode(part * state.scale)
+                        for part in (record.z, jnp.concatenate([context.z, z], 1)))
+    before, after = (play(networks._replace(policy=policy), program, state.scale, False, key)
+                     for policy in (networks.prior, networks.policy))
+    return Shown(context=n, true=videos.x / 255.0, decoded=decoded, dreamed=dreamed,
+                 before=before, after=after)
+
+
+def train(program, session):
+    """The host's loop: phase after phase, a chunk of updates, evaluate, log, save; at the end show"""
+    config = program.config
+    state = session.restore(init(program, session.key(0)))
+    videos, held_out = (square.videos(session.key(number), config.world, count) for number, count in
+                        ((1, config.world.sequences), (2, config.evaluation.sequences)))
+    for phase in session.unfinished():
+        state, data = begin(program, phase, state, videos)
+        session.begin(baselines(config, phase, held_out, session.key(3)))
+        while count := session.next_chunk():
+            state, metrics = train_chunk(program, phase, count, state, data)
+            evaluates, saves = session.log(count, metrics)
+            if evaluates:
+                session.evaluated(evaluate(program, phase, state, held_out, session.key(3)))
+            if saves:
+                session.save(state)
+        session.leave(state)
+    if not session.stopped():
+        some = jax.tree.map(lambda x: x[:SHOWN], held_out)
+        session.end(shown(program, state, some, session.key(3)))
+
+
+def main(argv=None, began=None):
+    """The command: read the YAML, build, train, leave a run folder: -> exit status"""
+    try:
+        command = parse(argv)
+        program, shapes = build(command.config)
+        session = Session(command, shapes, began)
+    except (ValueError, OSError) as error:
+        return cli.complain(error, Config.PROGRAM)
+    with session:  # a full disk, a nan or a signal ends here; session.status says which
+        train(program, session)
+    return session.status
+
+
+if __name__ == "__main__":
+    sys.exit(main(began=STARTED))

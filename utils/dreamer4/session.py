@@ -10,14 +10,14 @@ import numpy as np
 
 from utils.core import backend
 from utils.core.machine import machine
-from utils.dreamer4 import figures, phases
+from utils.dreamer4 import figures, phases, pictures
 from utils.dreamer4.progress import Progress
 from utils.dreamer4.settings import PHASES
 from utils.run import commands, memory, sinks
 from utils.run import files as run_files
 from utils.run.arrays import flatten, unflatten
 from utils.run.display import Display
-from utils.run.logger import METRICS
+from utils.run.logger import METRICS, read_rows
 from utils.run.session import Folder, check_finite, is_end, open_folder, say_end
 from utils.run.signals import Stop
 
@@ -188,9 +188,11 @@ class Session(Folder):
         self.say(f"phase        {self._progress().title}: {figures.said(name, value)} "
                  f"({figures.beside(name, self._baselines.get(name, {}))})")
 
-    def end(self):
-        """Finish the run: write results.json, and print the table."""
+    def end(self, shown):
+        """Finish the run: draw what the agent has learned, write results.json, print the table."""
         self._display.__exit__()
+        rows = read_rows(self.folder / METRICS)
+        pictures.save_all(self.folder, rows, self.results, jax.device_get(shown))
         found = machine() | {"seed": self.config.run.seed, "seconds": self._elapsed(),
                              "phases": self.results}
         run_files.replace(self.folder / RESULTS, (json.dumps(found, indent=1) + "\n").encode())

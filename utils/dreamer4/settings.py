@@ -11,10 +11,6 @@ from utils.core.settings import Log
 PHASES = ("tokenizer", "dynamics", "agent", "policy")
 KINDS = {"space", "time"}
 
-# Keys that may change when a run is resumed.
-MAY_CHANGE = ("run.tokenizer", "run.dynamics", "run.agent", "run.policy", "run.save_every",
-              "run.compile_cache", "log.tensorboard", "log.wandb")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -184,3 +180,6 @@ class Config:
     imagination: Imagination
     optimizer: Optimizer
     log: Log
+
+    PROGRAM = "dreamer4.py"
+    MAY_CHANGE = ("run.save_*", "run.compile_cache", "log.*")  # in a resumed run

@@ -1,0 +1,214 @@
+"""The pictures of a run of dreamer4.py: how it learned, what it dreams, how it plays; and a film.
+
+They know arrays and numbers alone. matplotlib is imported where it is used, at the end of a run.
+"""
+
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from utils.dreamer4 import figures
+from utils.dreamer4.settings import PHASES
+from utils.pictures import film
+from utils.run.curves import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, STYLE, VERMILION, scale_loss
+from utils.run.files import write
+
+SHOWN = 3  # held-out videos in a picture
+COLUMNS = 12  # frames in a row
+PATHS = 40  # episodes whose paths are drawn
+SIDE, GAP, HEAD, FOOT = 168, 8, 46, 30  # pixels of the film: a picture, and what is around it
+LEARNING, DREAMS, POLICY, FILM = "learning.png", "dreams.png", "policy.png", "film.gif"
+# The figures of each phase in its panel, the first one thick.
+CURVES = {"tokenizer": ("psnr", "psnr_masked"),
+          "dynamics": ("psnr_k4", "psnr_k1", "psnr_k16", "first_k4", "wrong_actions"),
+          "agent": ("accuracy",), "policy": ("return_greedy", "return_sampled")}
+COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE)
+
+
+def save_all(folder, rows, results, shown):
+    """Draw everything that a finished run leaves.
+
+    `rows` are those of metrics.jsonl, `results` {phase: figures, baselines ...}, `shown` a Shown
+    of host arrays. Raises: OSError."""
+    _save(folder / LEARNING, partial(learning, rows=rows, results=results), (12, 6.4))
+    _save(folder / DREAMS, partial(dreams, shown=shown), (12, 1.15 * len(_strips(shown)) + 0.5))
+    _save(folder / POLICY, partial(policies, results=results, shown=shown), (12, 4.2))
+    film.write(folder / FILM, partial(moments, shown))
+
+
+def _save(path, draw, size):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        write(path, partial(figure.savefig, format="png"))
+
+
+# ---- How it learned ------------------------------------------------------------------------------
+
+
+def learning(figure, rows, results):
+    """The figures of the four phases with their baselines, and below them the losses."""
+    axes = figure.subplots(2, len(PHASES), height_ratios=(3, 2))
+    before = 0
+    for place, phase in enumerate(PHASES):
+        top, bottom = axes[:, place]
+        top.set_title(f"{place + 1} {phase}", loc="left")
+        _draw_figures(top, rows, phase, before, results[phase]["baselines"])
+        losses = series(rows, f"{phase}/losses/", before)
+        for (name, (steps, values)), colour in zip(losses.items(), COLOURS):
+            bottom.plot(steps, values, lw=1.3, color=colour, label=name)
+        scale_loss(bottom, [values for _, values in losses.values()])
+        if len(losses) > 1:
+            bottom.legend(fontsize="small", handlelength=1, labelspacing=0.2)
+        bottom.set(xlabel="updates")
+        before += results[phase]["updates"]
+    axes[1, 0].set_ylabel("losses")
+
+
+def _draw_figures(ax, rows, phase, before, baselines):
+    """One phase's figures against its updates, and the baselines of the first one as lines."""
+    found = series(rows, f"{phase}/eval/", before)
+    names = [name for name in CURVES[phase] if name in found]
+    for name, colour in zip(names, COLOURS):
+        ax.plot(*found[name], "o-", ms=3, lw=2.5 if name == names[0] else 1.2, color=colour,
+                label=figures.words(name).what)
+    for (what, value), style in zip(baselines.get(CURVES[phase][0], {}).items(), ("--", ":", "-.")):
+        ax.axhline(value, ls=style, lw=1.5, color=GREY, label=what)
+    ax.set_ylabel(figures.words(CURVES[phase][0]).unit)
+    ax.legend(fontsize="x-small", handlelength=1.6, labelspacing=0.2, loc="best")
+
+
+def series(rows, beginning, before=0):
+    """{name: (updates, values)} of the metrics with this beginning, updates counted from `before`."""
+    found = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith(beginning):
+                steps, values = found.setdefault(name.removeprefix(beginning), ([], []))
+                steps.append(row["step"] - before)
+                values.append(value)
+    return found
+
+
+# ---- What it dreams ------------------------------------------------------------------------------
+
+
+def _strips(shown):
+    """(label, frames) of each row of the picture of dreams."""
+    return [(label, frames[n]) for n in range(len(shown.true))
+            for label, frames in (("true", shown.true), ("tokenizer", shown.decoded),
+                                  ("dream", shown.dreamed))]
+
+
+def dreams(figure, shown):
+    """Frames of held-out videos: true, through the tokenizer, and dreamed with the same actions."""
+    times = np.linspace(0, shown.true.shape[1] - 1, COLUMNS).round().astype(int)
+    strips = _strips(shown)
+    axes = figure.subplots(len(strips), COLUMNS, squeeze=False)
+    for line, (label, frames) in zip(axes, strips):
+        for ax, t in zip(line, times):
+            ax.imshow(np.clip(frames[t], 0.0, 1.0), interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            is_dream = label == "dream" and t >= shown.context
+            for spine in ax.spines.values():
+                spine.set(visible=True, color=VERMILION if is_dream else LIGHT,
+                          linewidth=2.5 if is_dream else 1)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for ax, t in zip(axes[0], times):
+        ax.set_title(f"frame {t}" if t < shown.context else f"{t}", fontsize="medium")
+
+
+# ---- How it plays --------------------------------------------------------------------------------
+
+
+def policies(figure, results, shown):
+    """Paths of the square before and after phase 4, and the returns of all episodes."""
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
+    known = results["policy"]["baselines"]["return_sampled"]
+    for ax, words, played in ((left, "before", shown.before), (middle, "after", shown.after)):
+        _draw_paths(ax, played.x[:PATHS])
+        ax.set_title(f"{words} phase 4: mean return {played.returns.mean():.1f}", loc="left",
+                     fontsize="medium")
+    low = min(shown.before.returns.min(), known["random"])
+    bins = np.linspace(low, max(0.0, shown.after.returns.max()), 40)
+    for words, played, colour in (("before", shown.before, BLUE), ("after", shown.after, VERMILION)):
+        right.hist(played.returns, bins, color=colour, alpha=0.7, label=words)
+    for (what, value), style in zip(known.items(), ("--", ":", "-.")):
+        right.axvline(value, ls=style, lw=1.8, color=GREY, label=f"{what}, mean")
+    right.set(xlabel=f"return over {shown.after.x.shape[1] - 1} steps", ylabel="episodes")
+    right.legend(fontsize="small")
+
+
+def _draw_paths(ax, x):
+    """The paths of squares in videos [E, T, H, W, 3], from blue to red."""
+    size = x.shape[2]
+    for path in centres(x):
+        jitter = np.random.default_rng(len(path)).uniform(-0.15, 0.15, 2)
+        ax.plot(*(path + jitter).T[::-1], lw=1, color=LIGHT)
+        ax.plot(*path[0][::-1], "o", ms=4, color=BLUE)
+        ax.plot(*path[-1][::-1], "o", ms=6, color=VERMILION)
+    ax.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
+    ax.plot(size / 2, size / 2, "+", ms=14, mew=2, color="black")
+
+
+def centres(x):
+    """Centres (y, x) of the squares in videos [E, T, H, W, 3]: what is not background: [E, T, 2]"""
+    background = np.median(x, (2, 3), keepdims=True)
+    inside = (x != background).any(-1)
+    pixels = np.arange(x.shape[2]) + 0.5
+    count = np.maximum(1, inside.sum((2, 3)))
+    return np.stack([(inside.sum(3) * pixels).sum(2), (inside.sum(2) * pixels).sum(2)], -1) / (
+        count[..., None])
+
+
+# ---- The film ------------------------------------------------------------------------------------
+
+
+def moments(shown):
+    """Yields the film's frames: a video three ways, and the policy before and after, side by side."""
+    groups = (("with the same actions", (("true", shown.true[0]), ("tokenizer", shown.decoded[0]),
+                                         ("dream", shown.dreamed[0]))),
+              ("the policy in the world", (("before", shown.before.x[0] / 255.0),
+                                           ("after", shown.after.x[0] / 255.0))))
+    length = min(len(frames) for _, strips in groups for _, frames in strips)
+    image, places = _stage(groups)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    for t in range(length):
+        for (label, frames), left in places:
+            image.paste(_scaled(frames[t]), (left, HEAD))
+            if label == "dream":
+                colour = VERMILION if t >= shown.context else LIGHT
+                pen.rectangle((left - 2, HEAD - 2, left + SIDE + 1, HEAD + SIDE + 1),
+                              outline=colour, width=2)
+        pen.rectangle((0, HEAD + SIDE + 3, *image.size), "white")
+        words = f"frame {t}: " + ("dreamed" if t >= shown.context else "seen by the dream, too")
+        pen.text((GAP, HEAD + SIDE + FOOT // 2 + 2), words, GREY, font, anchor="lm")
+        yield np.asarray(image)
+
+
+def _stage(groups):
+    """The white picture with the labels of groups of strips: -> image, [(strip, its left side)]"""
+    count = sum(len(strips) for _, strips in groups)
+    width = count * (SIDE + GAP) + GAP + 3 * GAP * (len(groups) - 1)
+    image = Image.new("RGB", (width, HEAD + SIDE + FOOT), "white")
+    pen, left, places = ImageDraw.Draw(image), GAP, []
+    for title, strips in groups:
+        wide = len(strips) * (SIDE + GAP) - GAP
+        pen.text((left + wide // 2, 11), title, GREY, ImageFont.load_default(15), anchor="mm")
+        for strip in strips:
+            pen.text((left + SIDE // 2, 32), strip[0], "black", ImageFont.load_default(18),
+                     anchor="mm")
+            places.append((strip, left))
+            left += SIDE + GAP
+        left += 3 * GAP
+    return image, places
+
+
+def _scaled(frame):
+    """A frame [H, W, 3] from 0 to 1 as a picture of SIDE pixels."""
+    pixels = (255.0 * np.clip(frame, 0.0, 1.0)).round().astype(np.uint8)
+    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
