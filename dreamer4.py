@@ -52,10 +52,10 @@ from utils.core import cli
 from utils.dreamer4 import optimizer, square
 from utils.dreamer4.baselines import baselines
 from utils.dreamer4.command import parse
-from utils.dreamer4.layers import Matrix, Transformer, no_past
+from utils.dreamer4.layers import Transformer, no_past
 from utils.dreamer4.pictures import SHOWN
 from utils.dreamer4.session import Session
-from utils.dreamer4.settings import PHASES, Config
+from utils.dreamer4.settings import PHASES, SCALES, Config
 from utils.dreamer4.square import ACTIONS, UNKNOWN
 
 # ---- What flows through the program --------------------------------------------------------------
@@ -221,13 +221,13 @@ def masked_patches(key, shape, low, high):
     return jax.random.uniform(patch_key, shape) < p
 
 
-def gradient_difference(x, y, scales=(1, 2, 4)):
+def gradient_difference(x, y):
     """The perceptual loss: mean squared difference of image gradients, at several scales
 
     Shapes: images x, y [..., H, W, 3] -> scalar.
     Differs: the paper has LPIPS, whose pretrained network is not at hand."""
     error, losses = x - y, []
-    for scale in scales:
+    for scale in SCALES:
         *lead, height, width, colours = error.shape
         small = error.reshape(*lead, height // scale, scale, width // scale, scale, colours)
         small = small.mean((-4, -2))
@@ -277,6 +277,11 @@ def pieces(key, rows, batch, length):
     row = jax.random.randint(row_key, (batch, 1), 0, n)
     t = jax.random.randint(start_key, (batch, 1), 0, steps - length + 1) + jnp.arange(length)
     return jax.tree.map(lambda x: x[row, t] if x.ndim > 1 else x[row[:, 0]], rows)
+
+
+def first_frames(rows, n):
+    """The first n frames of Videos or of a Record."""
+    return jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, rows)
 
 
 # ---- Shortcut forcing (sections 2 and 3.2) -------------------------------------------------------
@@ -444,15 +449,16 @@ def video_loss(dynamics, record, levels, noise, large):
     return shortcut_loss(done.z1, target, levels.tau / kmax), done.h
 
 
-def training_levels(key, record, config, section, images):
-    """Levels for a batch [B, T], and the batch with a share of the rows as single images"""
+def training_levels(key, record, config, section):
+    """Levels for a batch [B, T], the batch with a share of its rows as single images, and how many
+    rows have large steps"""
     level_key, alternate_key, image_key = jax.random.split(key, 3)
     dynamics, shape = config.dynamics, record.before.shape
     large = round(dynamics.bootstrap * shape[0])
     levels = sample_levels(level_key, shape, large, section.power, dynamics.kmax)
     levels = alternated(alternate_key, levels, section.alternate,
                         dynamics.kmax - dynamics.context_noise)
-    apart = jax.random.uniform(image_key, shape[:1]) < images
+    apart = jax.random.uniform(image_key, shape[:1]) < dynamics.images
     before = jnp.where(apart[:, None], UNKNOWN, record.before)
     return levels, record._replace(before=before, apart=apart), large
 
@@ -479,8 +485,7 @@ def piece_losses(networks, program, state, record, key, length):
     piece_key, level_key, noise_key = jax.random.split(key, 3)
     batch = max(1, config.dynamics.batch * config.dynamics.length // length)
     record = pieces(piece_key, record, batch, length)._replace(q=None)
-    levels, record, large = training_levels(level_key, record, config, config.dynamics,
-                                            config.dynamics.images)
+    levels, record, large = training_levels(level_key, record, config, config.dynamics)
     noise = jax.random.normal(noise_key, record.z.shape)
     loss, _ = video_loss(networks.dynamics, record, levels, noise, large)
     total, (rms, metrics) = weighted({"video": loss.mean()}, {"video": 1.0}, program, state)
@@ -595,12 +600,14 @@ def reward_loss(logits, r, bins):
 
 
 def agent_losses(networks, program, state, record, key):
-    """Phase 3, Eq. 9 | the video loss, behaviour cloning and rewards: -> total, (squares, metrics)"""
+    """Phase 3, Eq. 9 | the video loss, behaviour cloning and rewards
+
+    -> total, (mean squares, metrics)."""
     config, agent = program.config, program.config.agent
     piece_key, level_key, noise_key = jax.random.split(key, 3)
     longer = pieces(piece_key, record, agent.batch, agent.length + agent.ahead - 1)
-    record = jax.tree.map(lambda x: x[:, : agent.length] if x.ndim > 1 else x, longer)
-    levels, record, large = training_levels(level_key, record, config, agent, 0.0)
+    record = first_frames(longer, agent.length)
+    levels, record, large = training_levels(level_key, record, config, agent)
     noise = jax.random.normal(noise_key, record.z.shape)
     video, h = video_loss(networks.dynamics, record, levels, noise, large)
     policy = several(networks.policy(h), agent.ahead)
@@ -831,29 +838,27 @@ def tokenizer_figures(networks, program, state, videos, key):
 
 def dynamics_figures(networks, program, state, videos, key):
     """dB of dreamed frames, by the number of steps K; with the true actions and with wrong ones"""
-    config, kmax = program.config.evaluation, program.config.dynamics.kmax
-    k, end = program.config.imagination.k, config.context + config.frames
-    videos = jax.tree.map(lambda x: x[:, :end] if x.ndim > 1 else x, videos)
+    config, k = program.config.evaluation, program.config.imagination.k
+    context, end = config.context, config.context + config.frames
+    videos = first_frames(videos, end)
     record = to_record(networks.tokenizer, videos, state.scale)
-    actions, true = record.before[:, config.context :], videos.x[:, config.context :] / 255.0
+    actions, true = record.before[:, context:], videos.x[:, context:] / 255.0
     wrong = jax.random.randint(key, actions.shape, 0, len(ACTIONS))
-    dreams = {f"k{k}": dreamed_images(networks, program, state, record, actions, k, key)
-              for k in sorted({1, k, kmax})}
-    lost = dreamed_images(networks, program, state, record, wrong, k, key)
-    whole = networks.tokenizer.decode(record.z * state.scale)[:, config.context :]
-    figures = {f"psnr_{name}": psnr(x, true) for name, x in dreams.items()}
-    return figures | {
-        f"first_k{k}": psnr(dreams[f"k{k}"][:, 0], true[:, 0]),
-        f"last_k{k}": psnr(dreams[f"k{k}"][:, -1], true[:, -1]),
-        "ceiling": psnr(whole, true), "wrong_actions": psnr(lost, true)}
+    start = first_frames(record, context)
+    images = partial(dreamed_images, networks, state.scale, start)
+    dreams = {n: images(actions, n, key) for n in {1, k, program.config.dynamics.kmax}}
+    whole = networks.tokenizer.decode(record.z * state.scale)[:, context:]
+    return {f"psnr_k{n}": psnr(x, true) for n, x in dreams.items()} | {
+        f"first_k{k}": psnr(dreams[k][:, 0], true[:, 0]),
+        f"last_k{k}": psnr(dreams[k][:, -1], true[:, -1]),
+        "ceiling": psnr(whole, true), "wrong_actions": psnr(images(wrong, k, key), true)}
 
 
-def dreamed_images(networks, program, state, record, actions, k, key):
-    """Dreams of evaluation.frames frames after evaluation.context real ones: -> [N, G, H, W, 3]"""
-    n = program.config.evaluation.context
-    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
+def dreamed_images(networks, scale, context, actions, k, key):
+    """What the decoder shows of a dream after a Record of real frames: -> [N, G, H, W, 3]"""
     z = dream(networks.dynamics, context, actions, k, key)
-    return networks.tokenizer.decode(jnp.concatenate([context.z, z], 1) * state.scale)[:, n:]
+    x = networks.tokenizer.decode(jnp.concatenate([context.z, z], 1) * scale)
+    return x[:, context.z.shape[1] :]
 
 
 def agent_figures(networks, program, state, videos, key):
@@ -966,7 +971,7 @@ def shown(program, state, videos, key):
 
 
 def train(program, session):
-    """The host's loop: phase after phase, a chunk of updates, evaluate, log, save; at the end show"""
+    """The host's loop: in each phase train a chunk, evaluate, log, save; at the end show all"""
     config = program.config
     state = session.restore(init(program, session.key(0)))
     videos, held_out = (square.videos(session.key(number), config.world, count) for number, count in

@@ -172,8 +172,8 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A chain of blocks, whose kinds are the words of a text such as "space time space".
 
-    `timed` is how many tokens the time layers work on, the first ones (None: all); `read` is the slice of
-    those that are read afterwards: a space layer at the end computes no others.
+    `timed` is how many tokens the time layers work on, the first ones (None: all); `read` is the
+    slice of those that are read afterwards: a space layer at the end computes no others.
 
     Shapes: x [B, T, S, D], seen [S, S], apart [B] or None, pasts a list or None
     -> [B, T, Q, D], list of Past, one for each time layer."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from utils.core.config import setting
 from utils.core.settings import Log
 
+SCALES = (1, 2, 4)  # of the perceptual loss: images are made smaller by these factors
 PHASES = ("tokenizer", "dynamics", "agent", "policy")
 KINDS = {"space", "time"}
 
@@ -102,7 +103,7 @@ class Dynamics:
     norm_eps: float = setting("ε inside the root of the RMS norm", above=0)
     outscale: float = setting("scale of the initial weights that give the next latents", low=0)
     kmax: int = setting("K_max: most steps to sample a frame, a power of 2", low=2)
-    context_noise: int = setting("noise of past frames, in steps of 1/K_max", low=0)
+    context_noise: int = setting("noise of past frames, in steps of 1/K_max", low=1)
     power: float = setting("τ is u^power, u uniform", above=0)
     alternate: float = setting("share of rows in which every other frame is context", low=0, high=1)
     bootstrap: float = setting("share of rows with steps larger than 1/K_max", low=0, high=1)
@@ -183,3 +184,80 @@ class Config:
 
     PROGRAM = "dreamer4.py"
     MAY_CHANGE = ("run.save_*", "run.compile_cache", "log.*")  # in a resumed run
+
+    def __post_init__(self):
+        """Checks that involve two numbers; the bounds of single fields are checked in config.py."""
+        for checks in (_world(self.world), _transformer("tokenizer", self.tokenizer),
+                       _transformer("dynamics", self.dynamics), _sizes(self), _lengths(self)):
+            for holds, message in checks:
+                if not holds:
+                    raise ValueError(message)
+
+
+def _world(world):
+    """(whether it holds, what to say if not) of the section `world`"""
+    for name in ("colour", "background", "hold"):
+        low, high = getattr(world, f"{name}_low"), getattr(world, f"{name}_high")
+        yield low <= high, (f"world.{name}_high: expected at least world.{name}_low = {low}, "
+                            f"found {high}")
+    yield world.smallest <= world.largest, (
+        f"world.largest: expected at least world.smallest = {world.smallest}, "
+        f"found {world.largest}")
+    room = world.size - world.step
+    yield world.largest <= room, (
+        f"world.largest: expected at most world.size - world.step = {room}, found {world.largest}")
+
+
+def _transformer(name, shape):
+    """The same for a section that describes a transformer"""
+    yield shape.width % (2 * shape.heads) == 0, (
+        f"{name}.width: expected a multiple of 2 × {name}.heads = {2 * shape.heads}, "
+        f"found {shape.width}")
+    yield shape.heads % shape.kv_heads == 0, (
+        f"{name}.heads: expected a multiple of {name}.kv_heads = {shape.kv_heads}, "
+        f"found {shape.heads}")
+    for key in ("encoder", "decoder", "layers"):
+        words = getattr(shape, key, "space").split()
+        yield words and set(words) <= KINDS, (
+            f"{name}.{key}: expected words, each space or time, found {getattr(shape, key, '')!r}")
+
+
+def _sizes(config):
+    """The same for numbers of several sections"""
+    tokenizer, dynamics, size = config.tokenizer, config.dynamics, config.world.size
+    numbers = tokenizer.latents * tokenizer.channels
+    sides = {"tokenizer.patch": tokenizer.patch}
+    if tokenizer.perceptual:
+        sides["the perceptual loss's scale"] = max(SCALES)
+    for name, side in sides.items():
+        yield size % side == 0, f"world.size: expected a multiple of {name} = {side}, found {size}"
+    yield numbers % dynamics.spatial == 0, (
+        f"dynamics.spatial: expected a divisor of tokenizer.latents × tokenizer.channels = "
+        f"{numbers}, found {dynamics.spatial}")
+    yield tokenizer.mask_low <= tokenizer.mask_high, (
+        f"tokenizer.mask_high: expected at least tokenizer.mask_low = {tokenizer.mask_low:g}, "
+        f"found {tokenizer.mask_high:g}")
+    yield dynamics.kmax.bit_count() == 1, (
+        f"dynamics.kmax: expected a power of 2, found {dynamics.kmax}")
+    yield dynamics.context_noise < dynamics.kmax, (
+        f"dynamics.context_noise: expected less than dynamics.kmax = {dynamics.kmax}, "
+        f"found {dynamics.context_noise}")
+    k = config.imagination.k
+    yield k.bit_count() == 1 and k <= dynamics.kmax, (
+        f"imagination.k: expected a power of 2 up to dynamics.kmax = {dynamics.kmax}, found {k}")
+    yield config.agent.bins % 2 == 1, (
+        f"agent.bins: expected an odd number, found {config.agent.bins}")
+
+
+def _lengths(config):
+    """The same for what is cut out of recorded sequences"""
+    agent, evaluation, dynamics = config.agent, config.evaluation, config.dynamics
+    long = dynamics.long_length if dynamics.long_every or dynamics.long_final else 1
+    frames = {
+        "tokenizer.length": config.tokenizer.length, "dynamics.length": dynamics.length,
+        "dynamics.long_length": long, "imagination.context": config.imagination.context,
+        "agent.length + agent.ahead - 1": agent.length + agent.ahead - 1,
+        "evaluation.context + evaluation.frames": evaluation.context + evaluation.frames}
+    for name, length in frames.items():
+        yield length <= config.world.length, (
+            f"world.length: expected at least {name} = {length}, found {config.world.length}")
