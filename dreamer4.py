@@ -782,11 +782,12 @@ def encoded(program, params, videos):
 
 
 class Played(NamedTuple):
-    """Episodes in the world: returns [E]; images [E, T+1, H, W, 3]; actions [E, T]."""
+    """Episodes in the world: returns and tasks [E]; images [E, T+1, H, W, 3]; actions [E, T]."""
 
     returns: jax.Array
     x: jax.Array
     a: jax.Array
+    q: jax.Array
 
 
 def play(networks, program, scale, greedy, key):
@@ -815,7 +816,7 @@ def play(networks, program, scale, greedy, key):
 
     carry, (x, a, r) = jax.lax.scan(step, carry, jax.random.split(key, config.evaluation.steps))
     x = jnp.concatenate([x, square.image(carry[0], world)[None]])
-    return Played(returns=r.sum(0), x=x.swapaxes(0, 1), a=a.T)
+    return Played(returns=r.sum(0), x=x.swapaxes(0, 1), a=a.T, q=first.q)
 
 
 # ---- Figures of each phase -----------------------------------------------------------------------
@@ -954,20 +955,25 @@ class Shown(NamedTuple):
     after: Played
 
 
+def shown_dreams(networks, program, state, videos, key):
+    """Videos [N, T, ...] through the tokenizer, and dreamed after evaluation.context frames"""
+    n, k = program.config.evaluation.context, program.config.imagination.k
+    record = to_record(networks.tokenizer, videos, state.scale)
+    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
+    z = dream(networks.dynamics, context, record.before[:, n:], k, key)
+    return tuple(networks.tokenizer.decode(part * state.scale)
+                 for part in (record.z, jnp.concatenate([context.z, z], 1)))
+
+
 @partial(jax.jit, static_argnums=0)
 def shown(program, state, videos, key):
     """Dreams of whole held-out videos, and what the policy and its prior do in the world."""
     networks = assemble(program, state.params)
-    n = program.config.evaluation.context
-    record = to_record(networks.tokenizer, videos, state.scale)
-    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
-    z = dream(networks.dynamics, context, record.before[:, n:], program.config.imagination.k, key)
-    decoded, dreamed = (networks.tokenizer.decode(part * state.scale)
-                        for part in (record.z, jnp.concatenate([context.z, z], 1)))
+    decoded, dreamed = shown_dreams(networks, program, state, videos, key)
     before, after = (play(networks._replace(policy=policy), program, state.scale, False, key)
                      for policy in (networks.prior, networks.policy))
-    return Shown(context=n, true=videos.x / 255.0, decoded=decoded, dreamed=dreamed,
-                 before=before, after=after)
+    return Shown(context=program.config.evaluation.context, true=videos.x / 255.0,
+                 decoded=decoded, dreamed=dreamed, before=before, after=after)
 
 
 def train(program, session):
