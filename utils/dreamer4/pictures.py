@@ -78,9 +78,10 @@ def learning(figure, rows, results, first):
             bottom.set_axis_off()
             continue
         top.set_title(f"{place + 1} {phase}", loc="left", y=1.3)
-        others = results[phase]["baselines"][first[phase]]
-        _draw_figures(top, series(rows, f"{phase}/eval/", before), first[phase], OTHERS[phase],
-                      others)
+        done, others = results[phase]["updates"], results[phase]["baselines"][first[phase]]
+        found = series(rows, f"{phase}/eval/", before) or {  # none: taken from another run
+            name: ([done], [value]) for name, value in results[phase]["figures"].items()}
+        _draw_figures(top, found, first[phase], OTHERS[phase], others)
         losses = series(rows, f"{phase}/losses/", before)
         for (name, (steps, values)), colour in zip(losses.items(), COLOURS):
             bottom.plot(steps, values, ".-", ms=3, lw=1.3, color=colour, label=name)
@@ -88,7 +89,7 @@ def learning(figure, rows, results, first):
         if len(losses) > 1:
             bottom.legend(fontsize="x-small", handlelength=1, labelspacing=0.2)
         bottom.set(xlabel="updates", title="losses" if len(losses) > 1 else "loss")
-        before += results[phase]["updates"]
+        before += done
 
 
 def _draw_figures(ax, found, first, others, baselines):
