@@ -733,7 +733,7 @@ def update(program, phase, state, data):
         params=state.params | optax.apply_updates(trained, steps), rms=rms, key=key,
         opt_state=state.opt_state | {phase: opt_state},
         step=state.step | {phase: state.step[phase] + 1})
-    return state, metrics | {"optimizer/grad_norm": optax.global_norm(grads)}
+    return state, metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
