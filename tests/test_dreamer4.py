@@ -126,18 +126,27 @@ def test_equation_7_learns_towards_the_mean_velocity_of_two_half_steps():
     levels, noisy = some_levels(), normals(0, 1, 15, 2, 3)
     target = dreamer4.bootstrap_target(odd_model, noisy, levels, KMAX)
     for n, (tau, d) in enumerate(zip(levels.tau[0].tolist(), levels.d[0].tolist())):
-        if d == 1:
-            continue
-        def at(z, tau):
-            return odd_model(z, Levels(jnp.array([[tau]]), jnp.array([[d // 2]])))
-        z, tau_, half = noisy[:, n : n + 1], tau / KMAX, d / KMAX / 2
-        b1 = (at(z, tau) - z) / (1 - tau_)
-        between = z + b1 * half
-        b2 = (at(between, tau + d // 2) - between) / (1 - (tau_ + half))
-        z1 = normals(n, 1, 1, 2, 3)
-        by_paper = (1 - tau_) ** 2 * jnp.square((z1 - z) / (1 - tau_) - (b1 + b2) / 2).mean()
-        ours = dreamer4.shortcut_loss(z1, target[:, n : n + 1], jnp.array([[tau_]]))[0, 0]
-        np.testing.assert_allclose(ours, by_paper * (0.9 * tau_ + 0.1), rtol=1e-4)
+        if d > 1:
+            z1, here = normals(n, 1, 1, 2, 3), slice(n, n + 1)
+            ours = dreamer4.shortcut_loss(z1, target[:, here], jnp.array([[tau / KMAX]]))
+            weight = 0.9 * tau / KMAX + 0.1
+            np.testing.assert_allclose(
+                ours[0, 0], weight * by_the_paper(z1, noisy[:, here], tau, d), rtol=1e-4)
+
+
+def by_the_paper(z1, z, tau, d):
+    """The second case of Eq. 7 for one frame, in units of 1/KMAX."""
+    half, tau_ = d // 2, tau / KMAX
+    later = tau_ + half / KMAX
+    b1 = (told(z, tau, half) - z) / (1 - tau_)
+    between = z + b1 * half / KMAX
+    b2 = (told(between, tau + half, half) - between) / (1 - later)
+    return (1 - tau_) ** 2 * jnp.square((z1 - z) / (1 - tau_) - (b1 + b2) / 2).mean()
+
+
+def told(z, tau, d):
+    """`odd_model` for one frame."""
+    return odd_model(z, Levels(jnp.array([[tau]]), jnp.array([[d]])))
 
 
 def test_no_gradient_flows_through_the_bootstrap_target():
@@ -373,7 +382,7 @@ def test_the_tokenizer_encodes_frame_by_frame_what_it_encodes_at_once(config, ne
     x = square.videos(jax.random.key(0), config.world, 2).x[:, :4]
     whole, _ = networks.tokenizer.encode(x)
     shape = config.tokenizer
-    pasts, steps = layers.no_past(shape, shape.encoder, 2, shape.latents), []
+    pasts, steps = layers.no_past(shape, shape.encoder.split(), 2, shape.latents), []
     for t in range(4):
         z, pasts = networks.tokenizer.encode(x[:, t : t + 1], pasts=pasts)
         steps.append(z)
@@ -482,6 +491,67 @@ def test_returns_of_a_constant_reward_are_a_geometric_sum():
     r, values = jnp.full((1, 6), -2.0), jnp.full((1, 6), -20.0)  # -2 / (1 - 0.9)
     found = dreamer4.lambda_returns(r, jnp.full((1, 6), 0.9), values, 0.95)
     np.testing.assert_allclose(found, np.full((1, 5), -20.0), rtol=1e-5)
+
+
+# ---- The world -----------------------------------------------------------------------------------
+
+
+def a_square(y, x, side=3, q=0):
+    """A square of world.size 8 at a place."""
+    return square.Square(place=jnp.array([y, x]), side=jnp.array(side), q=jnp.array(q),
+                         colour=jnp.array([200, 150, 100], jnp.uint8),
+                         background=jnp.zeros(3, jnp.uint8))
+
+
+@pytest.mark.parametrize("place, a, after", [
+    ((2, 2), 0, (2, 1)), ((2, 2), 1, (2, 3)), ((2, 2), 2, (1, 2)), ((2, 2), 3, (3, 2)),
+    ((2, 0), 0, (2, 1)), ((2, 5), 1, (2, 4)), ((0, 2), 2, (1, 2)), ((5, 2), 3, (4, 2))])
+def test_an_action_moves_the_square_and_borders_reflect_it(config, place, a, after):
+    moved = square.move(a_square(*place), jnp.array(a), config.world)
+    assert tuple(moved.place.tolist()) == after
+
+
+def test_the_image_shows_the_square_and_the_reward_is_minus_its_distance(config):
+    x = np.asarray(square.image(a_square(1, 4), config.world))
+    assert (x[1:4, 4:7] == [200, 150, 100]).all() and x.sum() == 9 * 450
+    found = [float(square.reward(a_square(1, 4, q=q), config.world)) for q in range(5)]
+    centre = np.array([2.5, 5.5])
+    points = np.array([[4, 4], [0, 0], [8, 8], [0, 8], [8, 0]])
+    assert found == pytest.approx([-np.linalg.norm(centre - point) for point in points])
+
+
+def test_the_nearest_action_goes_to_the_point(config):
+    for place, expected in (((2, 5), 0), ((2, 0), 1), ((5, 2), 2), ((0, 2), 3)):
+        assert square.nearest_action(a_square(*place), config.world) == expected
+
+
+def test_the_recorded_player_holds_each_direction_for_as_long_as_the_settings_say(config):
+    world = dataclasses.replace(config.world, hold_low=2, hold_high=4, length=60)
+    a = np.asarray(square.videos(jax.random.key(0), world, 200).a)
+    held = [len(run) for row in a for run in np.split(row, np.flatnonzero(np.diff(row)) + 1)[1:-1]]
+    lengths, counts = np.unique(held, return_counts=True)
+    assert lengths.tolist() == [2, 3, 4]
+    assert counts / counts.sum() == pytest.approx([1 / 3] * 3, abs=0.03)
+    first = np.argmax(np.diff(a, axis=1) != 0, axis=1)  # a recording begins within a hold
+    assert np.bincount(first) / len(first) == pytest.approx([3 / 9, 3 / 9, 2 / 9, 1 / 9], abs=0.1)
+
+
+def test_videos_are_the_world_played(config):
+    world = dataclasses.replace(config.world, unlabelled=0.5)
+    videos = square.videos(jax.random.key(0), world, 64)
+    assert videos.x.shape == (64, world.length, 8, 8, 3) and videos.x.dtype == jnp.uint8
+    assert 0.3 < np.mean(videos.labelled) < 0.7
+    is_square = np.asarray(videos.x).any(-1)
+    rows, columns = is_square.any(3), is_square.any(2)
+    centre = [line.argmax(-1) + line.sum(-1) / 2 for line in (rows, columns)]
+    away = np.hypot(centre[0] - 4.0, centre[1] - 4.0)
+    np.testing.assert_allclose(videos.r, -away, atol=1e-5)
+
+
+def test_dreamerv3_can_play_the_square():
+    env = gymnax_wrappers.make("utils.dreamer4.square_env:make", changes={"size": 8, "largest": 4})
+    assert env.is_image and env.x_shape == (8, 8, 3) and env.action_size == 4
+    assert env.time_limit == 32
 
 
 # ---- Updates -------------------------------------------------------------------------------------
