@@ -55,7 +55,7 @@ from utils.dreamer4.command import parse
 from utils.dreamer4.layers import Transformer, no_past
 from utils.dreamer4.pictures import SHOWN
 from utils.dreamer4.session import Session
-from utils.dreamer4.settings import PHASES, SCALES, Config
+from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
 from utils.dreamer4.square import ACTIONS, UNKNOWN
 
 # ---- What flows through the program --------------------------------------------------------------
@@ -168,13 +168,13 @@ class Tokenizer(nnx.Module):
         self.masked = normal(rngs, shape.width)
         self.places = normal(rngs, patches, shape.width)
         self.latents = normal(rngs, shape.latents, shape.width)
-        self.encoder = Transformer(shape, shape.encoder, shape.latents, rngs)
+        self.encoder = Transformer(shape, layer_kinds(shape.encoder), shape.latents, rngs)
         self.norm_z = RMSNorm(shape.width, shape.norm_eps)
         self.to_z = Linear(shape.width, shape.channels, rngs, shape.bottleneck)
         self.from_z = Linear(shape.channels, shape.width, rngs)
         self.latent_places = normal(rngs, shape.latents, shape.width)
         self.queries = normal(rngs, patches, shape.width)
-        self.decoder = Transformer(shape, shape.decoder, shape.latents, rngs)
+        self.decoder = Transformer(shape, layer_kinds(shape.decoder), shape.latents, rngs)
         self.norm_x = RMSNorm(shape.width, shape.norm_eps)
         self.to_pixels = Linear(shape.width, pixels, rngs, shape.bottleneck)
 
@@ -389,7 +389,7 @@ class Dynamics(nnx.Module):
         self.action = normal(rngs, len(ACTIONS), shape.width)
         self.registers = normal(rngs, shape.registers, shape.width)
         self.task = normal(rngs, config.world.tasks, shape.width)
-        self.transformer = Transformer(shape, shape.layers, None, rngs)
+        self.transformer = Transformer(shape, layer_kinds(shape.layers), None, rngs)
         self.norm = RMSNorm(shape.width, shape.norm_eps)
         self.to_z = Linear(shape.width, packed, rngs, shape.outscale)
 
@@ -506,7 +506,8 @@ def start_memory(dynamics, n):
     """What the dynamics remembers before the first frame of n videos, with the agent's token."""
     shape = dynamics.shape
     tokens = shape.spatial + 1 + 1 + 1 + shape.registers
-    return Memory(pasts=no_past(shape, shape.layers, n, tokens), h=jnp.zeros((n, shape.width)))
+    pasts = no_past(shape, layer_kinds(shape.layers), n, tokens)
+    return Memory(pasts=pasts, h=jnp.zeros((n, shape.width)))
 
 
 def remember(dynamics, memory, z, a, q, key):
@@ -733,7 +734,7 @@ def update(program, phase, state, data):
         params=state.params | optax.apply_updates(trained, steps), rms=rms, key=key,
         opt_state=state.opt_state | {phase: opt_state},
         step=state.step | {phase: state.step[phase] + 1})
-    return state, metrics | {"optimizer/grad_norm": optax.global_norm(grads)}
+    return state, metrics | {"optimizer/grad_norm": optax.tree.norm(grads)}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -798,7 +799,7 @@ def play(networks, program, scale, greedy, key):
     world, shape = config.world, config.tokenizer
     start_key, key = jax.random.split(key)
     first = jax.vmap(partial(square.start, world=world))(jax.random.split(start_key, n))
-    pasts = no_past(shape, shape.encoder, n, shape.latents)
+    pasts = no_past(shape, layer_kinds(shape.encoder), n, shape.latents)
     carry = first, pasts, start_memory(networks.dynamics, n), jnp.full(n, UNKNOWN)
 
     def step(carry, key):

@@ -170,7 +170,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A chain of blocks, whose kinds are the words of a text such as "space time space".
+    """A chain of blocks, each of a kind: "space" or "time".
 
     `timed` is how many tokens the time layers work on, the first ones (None: all); `read` is the
     slice of those that are read afterwards: a space layer at the end computes no others.
@@ -179,7 +179,7 @@ class Transformer(nnx.Module):
     -> [B, T, Q, D], list of Past, one for each time layer."""
 
     def __init__(self, shape, kinds, timed, rngs):
-        kinds, self.timed = kinds.split(), timed
+        self.timed = timed
         outscale = (2 * len(kinds)) ** -0.5  # the variance of a sum of 2 · layers terms stays 1
         self.blocks = nnx.List([Block(shape, kind, outscale, rngs) for kind in kinds])
 
@@ -202,4 +202,4 @@ def no_past(shape, kinds, batch, tokens):
     """The Past of each time layer where there is none: what generation starts from."""
     size = (batch, shape.window - 1, tokens, shape.kv_heads, shape.width // shape.heads)
     empty = Past(jnp.zeros(size), jnp.zeros(size), jnp.arange(1 - shape.window, 0))
-    return [empty] * kinds.split().count("time")
+    return [empty] * kinds.count("time")

@@ -5,12 +5,19 @@ The numbers are in dreamer4.yaml alone; a test compares its comments with these 
 
 from dataclasses import dataclass
 
-from utils.core.config import setting
+from utils.core.config import setting, show
 from utils.core.settings import Log
 
 SCALES = (1, 2, 4)  # of the perceptual loss: images are made smaller by these factors
 PHASES = ("tokenizer", "dynamics", "agent", "policy")
 KINDS = {"space", "time"}
+
+
+def layer_kinds(text):
+    """"space time" or "9 x space space time" as the list of all layers' kinds."""
+    count, times, kinds = text.rpartition(" x ")
+    return kinds.split() * (int(count) if times and count.strip().isdecimal() else 1)
+
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Tokenizer:
     heads: int = setting("query heads of the attention", low=1)
     kv_heads: int = setting("key and value heads, each for a group of queries", low=1)
     hidden: int = setting("width inside of a SwiGLU", low=1)
-    encoder: str = setting("kinds of the encoder's layers, space or time")
+    encoder: str = setting("kinds of the encoder's layers")
     decoder: str = setting("kinds of the decoder's layers")
     window: int = setting("steps that a time layer sees, this one included", low=2)
     rope: float = setting("base of the angles of RoPE", above=1)
@@ -217,9 +224,10 @@ def _transformer(name, shape):
         f"{name}.heads: expected a multiple of {name}.kv_heads = {shape.kv_heads}, "
         f"found {shape.heads}")
     for key in ("encoder", "decoder", "layers"):
-        words = getattr(shape, key, "space").split()
-        yield words and set(words) <= KINDS, (
-            f"{name}.{key}: expected words, each space or time, found {getattr(shape, key, '')!r}")
+        text = getattr(shape, key, "space")
+        yield layer_kinds(text) and set(layer_kinds(text)) <= KINDS, (
+            f"{name}.{key}: expected words, each space or time, or like 9 x space time, "
+            f"found {show(text)}")
 
 
 def _sizes(config):
