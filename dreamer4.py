@@ -52,7 +52,14 @@ from utils.core import cli
 from utils.dreamer4 import optimizer, square
 from utils.dreamer4.baselines import baselines
 from utils.dreamer4.command import parse
-from utils.dreamer4.layers import Transformer, no_past
+from utils.dreamer4.layers import (
+    Transformer,
+    no_past,
+    normal,
+    patchify,
+    unpatchify,
+    with_first,
+)
 from utils.dreamer4.pictures import SHOWN
 from utils.dreamer4.session import Session
 from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
@@ -135,26 +142,6 @@ class Program:
 # ---- Causal tokenizer (section 3.1) --------------------------------------------------------------
 
 
-def patchify(x, side):
-    """Images as patches, row by row: [..., H, W, 3] -> [..., P, side · side · 3]"""
-    *lead, height, width, colours = x.shape
-    x = x.reshape(*lead, height // side, side, width // side, side, colours)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, -1, side * side * colours)
-
-
-def unpatchify(patches, side, height):
-    """The inverse of `patchify` for images `height` pixels high: [..., P, X] -> [..., H, W, 3]"""
-    *lead, count, _ = patches.shape
-    rows = height // side
-    x = patches.reshape(*lead, rows, count // rows, side, side, 3)
-    return jnp.moveaxis(x, -3, -4).reshape(*lead, height, -1, 3)
-
-
-def normal(rngs, *shape):
-    """Learned embeddings, at first of a unit normal distribution."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape))
-
-
 class Tokenizer(nnx.Module):
     """Images to latents and back: an encoder, a bottleneck with tanh, and a decoder.
 
@@ -203,12 +190,6 @@ class Tokenizer(nnx.Module):
         seen = ~is_latent[:, None] | is_latent
         y, _ = self.decoder(tokens, seen, slice(self.shape.latents, None))
         return unpatchify(self.to_pixels(self.norm_x(y)), self.shape.patch, self.size)
-
-
-def with_first(embeddings, tokens):
-    """Learned tokens [n, D] in front of each frame's: [B, T, S, D] -> [B, T, n + S, D]"""
-    learned = jnp.broadcast_to(embeddings, (*tokens.shape[:2], *embeddings.shape))
-    return jnp.concatenate([learned, tokens], 2)
 
 
 def masked_patches(key, shape, low, high):
@@ -506,7 +487,8 @@ def start_memory(dynamics, n):
     """What the dynamics remembers before the first frame of n videos, with the agent's token."""
     shape = dynamics.shape
     tokens = shape.spatial + 1 + 1 + 1 + shape.registers
-    return Memory(pasts=no_past(shape, layer_kinds(shape.layers), n, tokens), h=jnp.zeros((n, shape.width)))
+    pasts = no_past(shape, layer_kinds(shape.layers), n, tokens)
+    return Memory(pasts=pasts, h=jnp.zeros((n, shape.width)))
 
 
 def remember(dynamics, memory, z, a, q, key):
@@ -782,11 +764,12 @@ def encoded(program, params, videos):
 
 
 class Played(NamedTuple):
-    """Episodes in the world: returns [E]; images [E, T+1, H, W, 3]; actions [E, T]."""
+    """Episodes in the world: returns and tasks [E]; images [E, T+1, H, W, 3]; actions [E, T]."""
 
     returns: jax.Array
     x: jax.Array
     a: jax.Array
+    q: jax.Array
 
 
 def play(networks, program, scale, greedy, key):
@@ -815,7 +798,7 @@ def play(networks, program, scale, greedy, key):
 
     carry, (x, a, r) = jax.lax.scan(step, carry, jax.random.split(key, config.evaluation.steps))
     x = jnp.concatenate([x, square.image(carry[0], world)[None]])
-    return Played(returns=r.sum(0), x=x.swapaxes(0, 1), a=a.T)
+    return Played(returns=r.sum(0), x=x.swapaxes(0, 1), a=a.T, q=first.q)
 
 
 # ---- Figures of each phase -----------------------------------------------------------------------
@@ -954,20 +937,25 @@ class Shown(NamedTuple):
     after: Played
 
 
+def shown_dreams(networks, program, state, videos, key):
+    """Videos [N, T, ...] through the tokenizer, and dreamed after evaluation.context frames"""
+    n, k = program.config.evaluation.context, program.config.imagination.k
+    record = to_record(networks.tokenizer, videos, state.scale)
+    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
+    z = dream(networks.dynamics, context, record.before[:, n:], k, key)
+    return tuple(networks.tokenizer.decode(part * state.scale)
+                 for part in (record.z, jnp.concatenate([context.z, z], 1)))
+
+
 @partial(jax.jit, static_argnums=0)
 def shown(program, state, videos, key):
     """Dreams of whole held-out videos, and what the policy and its prior do in the world."""
     networks = assemble(program, state.params)
-    n = program.config.evaluation.context
-    record = to_record(networks.tokenizer, videos, state.scale)
-    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
-    z = dream(networks.dynamics, context, record.before[:, n:], program.config.imagination.k, key)
-    decoded, dreamed = (networks.tokenizer.decode(part * state.scale)
-                        for part in (record.z, jnp.concatenate([context.z, z], 1)))
+    decoded, dreamed = shown_dreams(networks, program, state, videos, key)
     before, after = (play(networks._replace(policy=policy), program, state.scale, False, key)
                      for policy in (networks.prior, networks.policy))
-    return Shown(context=n, true=videos.x / 255.0, decoded=decoded, dreamed=dreamed,
-                 before=before, after=after)
+    return Shown(context=program.config.evaluation.context, true=videos.x / 255.0,
+                 decoded=decoded, dreamed=dreamed, before=before, after=after)
 
 
 def train(program, session):

@@ -16,28 +16,40 @@ class Words(NamedTuple):
 FIGURES = {
     "psnr": Words("held-out images", "dB", 2),
     "psnr_masked": Words("the same with masked patches", "dB", 2),
-    "psnr_k1": Words("dreamed frames, K = 1", "dB", 2),
-    "psnr_k4": Words("dreamed frames, K = 4", "dB", 2),
-    "psnr_k16": Words("dreamed frames, K = 16", "dB", 2),
-    "first_k4": Words("the first dreamed frame, K = 4", "dB", 2),
-    "last_k4": Words("the last dreamed frame, K = 4", "dB", 2),
-    "ceiling": Words("the tokenizer on these frames", "dB", 2),
+    "psnr_k": Words("dreamed frames, K = ", "dB", 2),
+    "first_k": Words("the first dreamed frame, K = ", "dB", 2),
+    "last_k": Words("the last dreamed frame, K = ", "dB", 2),
     "wrong_actions": Words("dreamed with wrong actions", "dB", 2),
-    "nll": Words("next action, -ln p", "nats", 3),
+    "ceiling": Words("the tokenizer on these frames", "dB", 2),
     "accuracy": Words("next action, guessed right", "", 3),
+    "nll": Words("next action, -ln p", "nats", 3),
     "reward_error": Words("error of the reward", "px", 3),
     "return_sampled": Words("real return, sampled", "", 1),
     "return_greedy": Words("real return, greedy", "", 1),
 }
-# The figure of each phase that is shown while it learns.
-FIRST = {"tokenizer": "psnr", "dynamics": "psnr_k4", "agent": "accuracy",
-         "policy": "return_greedy"}
-WIDTH = 30  # columns of the longest of these
+WIDTH = 32  # columns of the longest of these
+
+
+def first(phase, config):
+    """The figure of a phase that is shown while it learns."""
+    return {"tokenizer": "psnr", "dynamics": f"psnr_k{config.imagination.k}", "agent": "accuracy",
+            "policy": "return_greedy"}[phase]
 
 
 def words(name):
-    """The Words of a figure; one without an entry is called by its name."""
-    return FIGURES.get(name, Words(name.replace("_", " "), "", 2))
+    """The Words of a figure; a number of steps at the end of its name is part of them."""
+    kind = name.rstrip("0123456789")
+    found = FIGURES[kind]
+    return found._replace(what=found.what + name.removeprefix(kind))
+
+
+def in_order(found):
+    """{name: value} as floats, in the order of FIGURES and of the numbers in the names."""
+    places = {name: place for place, name in enumerate(FIGURES)}
+    names = {name: name.rstrip("0123456789") for name in found}
+    order = sorted(found, key=lambda name: (
+        places[names[name]], int(name.removeprefix(names[name]) or 0)))
+    return {name: float(found[name]) for name in order}
 
 
 def number(name, value):
@@ -59,13 +71,13 @@ def table(phases):
     """The lines of the table at the end: each phase's figures, the baselines beside the first one.
 
     `phases` is {phase: {"figures": {name: value}, "baselines": {name: {what: value}}}}."""
-    lines = [f"{'phase':13}{'figure':{WIDTH + 2}}{'here':>8}       beside it"]
+    lines = [f"{'phase':13}{'figure':{WIDTH}}{'here':>8}       beside it"]
     for place, phase in enumerate(PHASES, 1):
         title = f"{place} {phase}"
         for name, value in phases.get(phase, {"figures": {}})["figures"].items():
             what, unit, _ = words(name)
             others = beside(name, phases[phase]["baselines"].get(name, {}))
-            lines.append(f"{title:13}{what:{WIDTH + 2}}{number(name, value):>8} {unit:6}{others}"
+            lines.append(f"{title:13}{what:{WIDTH}}{number(name, value):>8} {unit:6}{others}"
                          .rstrip())
             title = ""
     return lines

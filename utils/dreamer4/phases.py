@@ -1,18 +1,20 @@
 """What the end of each phase leaves in RUN/phases: the weights, and the figures so far.
 
 `dreamer4.py --phase` begins with these files of another run, and the commands on a run read them.
-A file holds what a TrainState holds but for the optimisers, which each phase begins anew.
+A file holds what a TrainState holds but for the optimisers, which each phase begins anew; its
+comment holds the figures, and the mark of the run that it belongs to.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from utils.dreamer4.settings import PHASES
+from utils.core import config as configuration
+from utils.dreamer4.settings import PHASES, Config
 from utils.run import arrays
+from utils.run.weights import mark
 
 FOLDER = "phases"
 REST = "opt_state"  # the field of a TrainState that is not kept
@@ -23,14 +25,23 @@ def path_of(run, phase):
     return Path(run) / FOLDER / f"{PHASES.index(phase) + 1}-{phase}.npz"
 
 
-def save(run, phase, state, results):
-    """Write what phase has learned: a TrainState, and the results {phase: figures ...} so far.
+def named(state):
+    """What is kept of a TrainState: -> {name: array}"""
+    return arrays.flatten(jax.device_get(_kept(state)))
+
+
+def _kept(state):
+    return {name: part for name, part in state._asdict().items() if name != REST}
+
+
+def save(run, phase, found, results, config):
+    """Write what a phase has learned: {name: array}, and {phase: figures ...} so far.
 
     Raises: OSError."""
     path = path_of(run, phase)
     path.parent.mkdir(exist_ok=True)
-    parts = {name: part for name, part in state._asdict().items() if name != REST}
-    arrays.save(path, arrays.flatten(jax.device_get(parts)), json.dumps(results).encode())
+    notes = {"run": mark(config).decode(), "results": results}
+    arrays.save(path, found, json.dumps(notes).encode())
 
 
 def load(run, phase):
@@ -45,10 +56,11 @@ def load(run, phase):
     for name, array in found.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} is not finite")
-    try:
-        return found, json.loads(arrays.comment(path))
-    except ValueError:
-        raise ValueError(f"{path}: is damaged (no results)") from None
+    notes = json.loads(arrays.comment(path) or "{}")
+    if notes.get("run") != mark(configuration.load(Path(run) / "config.yaml", Config)).decode():
+        raise ValueError(f"{path}: belongs to another run, or the config.yaml beside it was "
+                         "changed")
+    return found, notes["results"]
 
 
 def last(run):
@@ -63,11 +75,4 @@ def filled(state, found):
     """A TrainState with these arrays, and the optimisers that it has.
 
     Raises: ValueError naming the first array that does not fit."""
-    parts = {name: part for name, part in state._asdict().items() if name != REST}
-    return state._replace(**arrays.unflatten(parts, found))
-
-
-def copy(source, run, phase):
-    """Copy the file of a phase from one run into another. Raises: OSError."""
-    path_of(run, phase).parent.mkdir(exist_ok=True)
-    shutil.copyfile(path_of(source, phase), path_of(run, phase))
+    return state._replace(**arrays.unflatten(_kept(state), found))

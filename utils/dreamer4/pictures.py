@@ -11,7 +11,18 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.dreamer4 import figures
 from utils.dreamer4.settings import PHASES
 from utils.pictures import film
-from utils.run.curves import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, STYLE, VERMILION, scale_loss
+from utils.run.curves import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    scale_loss,
+)
 from utils.run.files import write
 
 SHOWN = 3  # held-out videos in a picture
@@ -19,22 +30,28 @@ COLUMNS = 12  # frames in a row
 PATHS = 40  # episodes whose paths are drawn
 SIDE, GAP, HEAD, FOOT = 168, 8, 46, 30  # pixels of the film: a picture, and what is around it
 LEARNING, DREAMS, POLICY, FILM = "learning.png", "dreams.png", "policy.png", "film.gif"
-# The figures of each phase in its panel, the first one thick.
-CURVES = {"tokenizer": ("psnr", "psnr_masked"),
-          "dynamics": ("psnr_k4", "psnr_k1", "psnr_k16", "first_k4", "wrong_actions"),
-          "agent": ("accuracy",), "policy": ("return_greedy", "return_sampled")}
-COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE)
+# Figures of each phase beside the first one in its panel, where they have the same unit.
+OTHERS = {"tokenizer": ("psnr_masked",), "dynamics": ("psnr_k", "first_k", "wrong_actions"),
+          "agent": (), "policy": ("return_sampled",)}
+COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
+STYLES = ("--", ":", "-.")
 
 
-def save_all(folder, rows, results, shown):
-    """Draw everything that a finished run leaves.
+def save_all(folder, rows, results, first, shown):
+    """Draw all that a run has learned so far: -> {name: path} of the pictures
 
-    `rows` are those of metrics.jsonl, `results` {phase: figures, baselines ...}, `shown` a Shown
-    of host arrays. Raises: OSError."""
-    _save(folder / LEARNING, partial(learning, rows=rows, results=results), (12, 6.4))
-    _save(folder / DREAMS, partial(dreams, shown=shown), (12, 1.15 * len(_strips(shown)) + 0.5))
-    _save(folder / POLICY, partial(policies, results=results, shown=shown), (12, 4.2))
-    film.write(folder / FILM, partial(moments, shown))
+    `rows` are those of metrics.jsonl, `results` {phase: figures, baselines ...}, `first` {phase:
+    its first figure}, `shown` a Shown of host arrays. Raises: OSError."""
+    paths = {"learning": folder / LEARNING}
+    _save(paths["learning"], partial(learning, rows=rows, results=results, first=first), (13, 6.8))
+    if "dynamics" in results:
+        paths["dreams"] = folder / DREAMS
+        _save(paths["dreams"], partial(dreams, shown=shown), (12, 3.2 * len(shown.true) + 0.4))
+    if "policy" in results:
+        paths |= {"policy": folder / POLICY, "film": folder / FILM}
+        _save(paths["policy"], partial(policies, results=results, shown=shown), (12, 4))
+        film.write(paths["film"], partial(moments, shown))
+    return paths
 
 
 def _save(path, draw, size):
@@ -50,40 +67,47 @@ def _save(path, draw, size):
 # ---- How it learned ------------------------------------------------------------------------------
 
 
-def learning(figure, rows, results):
+def learning(figure, rows, results, first):
     """The figures of the four phases with their baselines, and below them the losses."""
-    axes = figure.subplots(2, len(PHASES), height_ratios=(3, 2))
+    axes = figure.subplots(2, len(PHASES), height_ratios=(3, 1.6))
     before = 0
     for place, phase in enumerate(PHASES):
         top, bottom = axes[:, place]
-        top.set_title(f"{place + 1} {phase}", loc="left")
-        _draw_figures(top, rows, phase, before, results[phase]["baselines"])
+        if phase not in results:
+            top.set_axis_off()
+            bottom.set_axis_off()
+            continue
+        top.set_title(f"{place + 1} {phase}", loc="left", y=1.3)
+        others = results[phase]["baselines"][first[phase]]
+        _draw_figures(top, series(rows, f"{phase}/eval/", before), first[phase], OTHERS[phase],
+                      others)
         losses = series(rows, f"{phase}/losses/", before)
         for (name, (steps, values)), colour in zip(losses.items(), COLOURS):
-            bottom.plot(steps, values, lw=1.3, color=colour, label=name)
+            bottom.plot(steps, values, ".-", ms=3, lw=1.3, color=colour, label=name)
         scale_loss(bottom, [values for _, values in losses.values()])
         if len(losses) > 1:
-            bottom.legend(fontsize="small", handlelength=1, labelspacing=0.2)
-        bottom.set(xlabel="updates")
+            bottom.legend(fontsize="x-small", handlelength=1, labelspacing=0.2)
+        bottom.set(xlabel="updates", title="losses" if len(losses) > 1 else "loss")
         before += results[phase]["updates"]
-    axes[1, 0].set_ylabel("losses")
 
 
-def _draw_figures(ax, rows, phase, before, baselines):
+def _draw_figures(ax, found, first, others, baselines):
     """One phase's figures against its updates, and the baselines of the first one as lines."""
-    found = series(rows, f"{phase}/eval/", before)
-    names = [name for name in CURVES[phase] if name in found]
+    names = [first, *(name for name in found if name != first and name.startswith(others))]
     for name, colour in zip(names, COLOURS):
-        ax.plot(*found[name], "o-", ms=3, lw=2.5 if name == names[0] else 1.2, color=colour,
+        ax.plot(*found[name], "o-", ms=3, lw=2.5 if name == first else 1.2, color=colour,
                 label=figures.words(name).what)
-    for (what, value), style in zip(baselines.get(CURVES[phase][0], {}).items(), ("--", ":", "-.")):
+    for (what, value), style in zip(baselines.items(), STYLES):
         ax.axhline(value, ls=style, lw=1.5, color=GREY, label=what)
-    ax.set_ylabel(figures.words(CURVES[phase][0]).unit)
-    ax.legend(fontsize="x-small", handlelength=1.6, labelspacing=0.2, loc="best")
+    ax.set_ylabel(figures.words(first).unit)
+    ax.ticklabel_format(useOffset=False)
+    ax.margins(y=0.08)
+    ax.legend(fontsize="x-small", handlelength=1.8, labelspacing=0.2, loc="lower center",
+              bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1)
 
 
 def series(rows, beginning, before=0):
-    """{name: (updates, values)} of the metrics with this beginning, updates counted from `before`."""
+    """{name: (updates, values)} of the metrics with this beginning, updates after `before`."""
     found = {}
     for row in rows:
         for name, value in row.items():
@@ -97,29 +121,30 @@ def series(rows, beginning, before=0):
 # ---- What it dreams ------------------------------------------------------------------------------
 
 
-def _strips(shown):
-    """(label, frames) of each row of the picture of dreams."""
-    return [(label, frames[n]) for n in range(len(shown.true))
-            for label, frames in (("true", shown.true), ("tokenizer", shown.decoded),
-                                  ("dream", shown.dreamed))]
-
-
 def dreams(figure, shown):
     """Frames of held-out videos: true, through the tokenizer, and dreamed with the same actions."""
     times = np.linspace(0, shown.true.shape[1] - 1, COLUMNS).round().astype(int)
-    strips = _strips(shown)
-    axes = figure.subplots(len(strips), COLUMNS, squeeze=False)
-    for line, (label, frames) in zip(axes, strips):
-        for ax, t in zip(line, times):
-            ax.imshow(np.clip(frames[t], 0.0, 1.0), interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            is_dream = label == "dream" and t >= shown.context
-            for spine in ax.spines.values():
-                spine.set(visible=True, color=VERMILION if is_dream else LIGHT,
-                          linewidth=2.5 if is_dream else 1)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    for ax, t in zip(axes[0], times):
-        ax.set_title(f"frame {t}" if t < shown.context else f"{t}", fontsize="medium")
+    groups = figure.subfigures(len(shown.true), 1, squeeze=False)[:, 0]
+    for n, group in enumerate(groups):
+        axes = group.subplots(3, COLUMNS, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
+        for line, (label, frames) in zip(axes, (("true", shown.true), ("tokenizer", shown.decoded),
+                                                ("dream", shown.dreamed))):
+            line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            for ax, t in zip(line, times):
+                _draw_frame(ax, frames[n, t], label == "dream" and t >= shown.context)
+        for ax, t in zip(axes[0], times):
+            ax.set_title(f"frame {t}" if n == t == 0 else f"{t}", fontsize="small", pad=3)
+    figure.supxlabel(f"held-out videos; in red: dreamed with the same actions, after "
+                     f"{shown.context} real frames", fontsize="small", color=GREY)
+
+
+def _draw_frame(ax, frame, is_dream):
+    """One frame, in a red box if it is dreamed."""
+    ax.imshow(np.clip(frame, 0.0, 1.0), interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set(visible=True, color=VERMILION if is_dream else LIGHT,
+                  linewidth=2 if is_dream else 1)
 
 
 # ---- How it plays --------------------------------------------------------------------------------
@@ -135,24 +160,24 @@ def policies(figure, results, shown):
                      fontsize="medium")
     low = min(shown.before.returns.min(), known["random"])
     bins = np.linspace(low, max(0.0, shown.after.returns.max()), 40)
-    for words, played, colour in (("before", shown.before, BLUE), ("after", shown.after, VERMILION)):
+    for words, played, colour in (("before", shown.before, BLUE), ("after", shown.after, ORANGE)):
         right.hist(played.returns, bins, color=colour, alpha=0.7, label=words)
-    for (what, value), style in zip(known.items(), ("--", ":", "-.")):
-        right.axvline(value, ls=style, lw=1.8, color=GREY, label=f"{what}, mean")
+    for (what, value), style in zip(known.items(), STYLES):
+        right.axvline(value, ls=style, lw=1.8, color=GREY, label=f"{what}: {value:.1f}")
     right.set(xlabel=f"return over {shown.after.x.shape[1] - 1} steps", ylabel="episodes")
     right.legend(fontsize="small")
 
 
 def _draw_paths(ax, x):
-    """The paths of squares in videos [E, T, H, W, 3], from blue to red."""
-    size = x.shape[2]
-    for path in centres(x):
-        jitter = np.random.default_rng(len(path)).uniform(-0.15, 0.15, 2)
-        ax.plot(*(path + jitter).T[::-1], lw=1, color=LIGHT)
-        ax.plot(*path[0][::-1], "o", ms=4, color=BLUE)
-        ax.plot(*path[-1][::-1], "o", ms=6, color=VERMILION)
+    """The paths of squares in videos [E, T, H, W, 3], shifted a little so that all are seen."""
+    size, shifts = x.shape[2], np.random.default_rng(0).uniform(-0.2, 0.2, (len(x), 1, 2))
+    for path in centres(x) + shifts:
+        ax.plot(*path.T[::-1], lw=0.8, color=LIGHT, zorder=1)
+        ax.plot(*path[0][::-1], "o", ms=4, color=BLUE, zorder=2)
+        ax.plot(*path[-1][::-1], "o", ms=5, color=VERMILION, zorder=3)
     ax.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
-    ax.plot(size / 2, size / 2, "+", ms=14, mew=2, color="black")
+    ax.set_xlabel("paths of the square from blue to red", fontsize="small", color=GREY)
+    ax.spines[:].set(visible=True, color=GREY)
 
 
 def centres(x):
@@ -169,7 +194,7 @@ def centres(x):
 
 
 def moments(shown):
-    """Yields the film's frames: a video three ways, and the policy before and after, side by side."""
+    """Yields the film's frames: a video three ways, and the policy before and after."""
     groups = (("with the same actions", (("true", shown.true[0]), ("tokenizer", shown.decoded[0]),
                                          ("dream", shown.dreamed[0]))),
               ("the policy in the world", (("before", shown.before.x[0] / 255.0),
@@ -179,7 +204,7 @@ def moments(shown):
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for t in range(length):
         for (label, frames), left in places:
-            image.paste(_scaled(frames[t]), (left, HEAD))
+            image.paste(Image.fromarray(scaled(frames[t], SIDE)), (left, HEAD))
             if label == "dream":
                 colour = VERMILION if t >= shown.context else LIGHT
                 pen.rectangle((left - 2, HEAD - 2, left + SIDE + 1, HEAD + SIDE + 1),
@@ -208,7 +233,7 @@ def _stage(groups):
     return image, places
 
 
-def _scaled(frame):
-    """A frame [H, W, 3] from 0 to 1 as a picture of SIDE pixels."""
+def scaled(frame, side):
+    """A frame [H, W, 3] from 0 to 1 as a picture, uint8 [side, side, 3]."""
     pixels = (255.0 * np.clip(frame, 0.0, 1.0)).round().astype(np.uint8)
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST))

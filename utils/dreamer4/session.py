@@ -67,10 +67,10 @@ class Session(Folder):
             self._began -= notes["elapsed"]
         if command.source:
             before = PHASES[:PHASES.index(command.first)]
-            self._taken, self.results = phases.load(command.source, before[-1])
-            self.updates |= {name: getattr(command.config.run, name) for name in before}
             for name in before:
-                phases.copy(command.source, self.folder, name)
+                self._taken, self.results = phases.load(command.source, name)
+                phases.save(self.folder, name, self._taken, self.results, self.config)
+            self.updates |= {name: getattr(command.config.run, name) for name in before}
 
     def check_unfinished(self, record):
         """Check that the run has something left to do. Raises: ValueError, one line."""
@@ -125,7 +125,7 @@ class Session(Folder):
     def begin(self, baselines):
         """Show the phase that begins, and its baselines {figure: {what: value}}."""
         self._baselines = {name: {what: float(value) for what, value in found.items()}
-                           for name, found in jax.device_get(baselines).items()}
+                           for name, found in baselines.items()}
         self._figures = {}
         self._display.show(self._progress())
 
@@ -158,7 +158,7 @@ class Session(Folder):
 
     def evaluated(self, found):
         """Log the figures of an evaluation, and show them."""
-        self._figures = {name: float(value) for name, value in jax.device_get(found).items()}
+        self._figures = figures.in_order(found)
         self._row({f"{self.phase}/eval/{name}": value for name, value in self._figures.items()})
 
     def save(self, state):
@@ -183,16 +183,17 @@ class Session(Folder):
             "updates": self.updates[self.phase], "figures": self._figures,
             "baselines": self._baselines, "elapsed": self._elapsed(),
             "seconds": self._elapsed() - last}
-        phases.save(self.folder, self.phase, state, self.results)
+        phases.save(self.folder, self.phase, phases.named(state), self.results, self.config)
         name, value = self._figure()
         self.say(f"phase        {self._progress().title}: {figures.said(name, value)} "
-                 f"({figures.beside(name, self._baselines.get(name, {}))})")
+                 f"({figures.beside(name, self._baselines[name])})")
 
     def end(self, shown):
         """Finish the run: draw what the agent has learned, write results.json, print the table."""
         self._display.__exit__()
         rows = read_rows(self.folder / METRICS)
-        pictures.save_all(self.folder, rows, self.results, jax.device_get(shown))
+        first = {phase: figures.first(phase, self.config) for phase in PHASES}
+        pictures.save_all(self.folder, rows, self.results, first, jax.device_get(shown))
         found = machine() | {"seed": self.config.run.seed, "seconds": self._elapsed(),
                              "phases": self.results}
         run_files.replace(self.folder / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
@@ -243,7 +244,7 @@ class Session(Folder):
 
     def _figure(self):
         """The name and value of the figure that is shown, and None before an evaluation."""
-        name = figures.FIRST[self.phase]
+        name = figures.first(self.phase, self.config)
         return name, self._figures.get(name)
 
     def _progress(self):
