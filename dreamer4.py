@@ -52,7 +52,14 @@ from utils.core import cli
 from utils.dreamer4 import optimizer, square
 from utils.dreamer4.baselines import baselines
 from utils.dreamer4.command import parse
-from utils.dreamer4.layers import Transformer, no_past
+from utils.dreamer4.layers import (
+    Transformer,
+    no_past,
+    normal,
+    patchify,
+    unpatchify,
+    with_first,
+)
 from utils.dreamer4.pictures import SHOWN
 from utils.dreamer4.session import Session
 from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
@@ -135,26 +142,6 @@ class Program:
 # ---- Causal tokenizer (section 3.1) --------------------------------------------------------------
 
 
-def patchify(x, side):
-    """Images as patches, row by row: [..., H, W, 3] -> [..., P, side · side · 3]"""
-    *lead, height, width, colours = x.shape
-    x = x.reshape(*lead, height // side, side, width // side, side, colours)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, -1, side * side * colours)
-
-
-def unpatchify(patches, side, height):
-    """The inverse of `patchify` for images `height` pixels high: [..., P, X] -> [..., H, W, 3]"""
-    *lead, count, _ = patches.shape
-    rows = height // side
-    x = patches.reshape(*lead, rows, count // rows, side, side, 3)
-    return jnp.moveaxis(x, -3, -4).reshape(*lead, height, -1, 3)
-
-
-def normal(rngs, *shape):
-    """Learned embeddings, at first of a unit normal distribution."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape))
-
-
 class Tokenizer(nnx.Module):
     """Images to latents and back: an encoder, a bottleneck with tanh, and a decoder.
 
@@ -203,12 +190,6 @@ class Tokenizer(nnx.Module):
         seen = ~is_latent[:, None] | is_latent
         y, _ = self.decoder(tokens, seen, slice(self.shape.latents, None))
         return unpatchify(self.to_pixels(self.norm_x(y)), self.shape.patch, self.size)
-
-
-def with_first(embeddings, tokens):
-    """Learned tokens [n, D] in front of each frame's: [B, T, S, D] -> [B, T, n + S, D]"""
-    learned = jnp.broadcast_to(embeddings, (*tokens.shape[:2], *embeddings.shape))
-    return jnp.concatenate([learned, tokens], 2)
 
 
 def masked_patches(key, shape, low, high):

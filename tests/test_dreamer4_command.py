@@ -92,17 +92,22 @@ def _config():
     return configuration.load(ROOT / "dreamer4.yaml", Config, ["debug"])
 
 
-def _stop_at(monkeypatch, steps):
-    """Let a signal arrive during the chunk after which so many updates are done."""
-    log = dreamer4.Session.log
+class _Stopped(dreamer4.Session):
+    """A run to which a signal comes during the chunk after which STEPS updates are done."""
 
-    def stop(session, count, metrics):
-        due = log(session, count, metrics)
-        if session.step == steps:
-            session._stop.received = signal.SIGINT
+    def log(self, count, metrics):
+        due = super().log(count, metrics)
+        if self.step == self.STEPS:
+            self._stop.received = signal.SIGINT
         return due
 
-    monkeypatch.setattr(dreamer4.Session, "log", stop)
+
+class _Spoilt(dreamer4.Session):
+    """A run in which the loss of update 6 is not finite."""
+
+    def log(self, count, metrics):
+        bad = {"losses/mse": np.array([0.1, np.nan])} if self.step == 4 else {}
+        return super().log(count, metrics | bad)
 
 
 def test_a_run_that_is_stopped_in_every_phase_ends_as_one_that_never_was(
@@ -111,7 +116,8 @@ def test_a_run_that_is_stopped_in_every_phase_ends_as_one_that_never_was(
     flags = [*DEBUG, "--logdir", str(run)]
     for phase in PHASES:
         with monkeypatch.context() as patch:
-            _stop_at(patch, done + 2)
+            patch.setattr(_Stopped, "STEPS", done + 2, raising=False)
+            patch.setattr(dreamer4, "Session", _Stopped)
             assert dreamer4.main(flags) == 128 + signal.SIGINT
         said = capsys.readouterr().out
         assert re.search(rf"saved +step {done + 2}; to resume: .*dreamer4\.py --resume ", said)
@@ -136,13 +142,7 @@ def test_a_run_that_begins_with_a_later_phase_ends_as_the_one_it_took_the_others
 
 
 def test_a_run_that_fails_says_why_and_how_to_go_on(tmp_path, monkeypatch, capsys):
-    log = dreamer4.Session.log
-
-    def spoilt(session, count, metrics):
-        bad = {"losses/mse": np.array([0.1, np.nan])} if session.step == 4 else {}
-        return log(session, count, metrics | bad)
-
-    monkeypatch.setattr(dreamer4.Session, "log", spoilt)
+    monkeypatch.setattr(dreamer4, "Session", _Spoilt)
     assert dreamer4.main([*DEBUG, "--logdir", str(tmp_path / "run")]) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[0] == "dreamer4.py: losses/mse is not finite in update 6 of phase tokenizer"

@@ -6,8 +6,7 @@ token with itself at the last `window` time steps, and the layers' keys and valu
 are all that generation has to keep: a `Past`.
 
 Letters of the shapes: B sequences, T steps, S tokens of a step, Q of them that ask, D width,
-G groups of queries that share keys and values (one group for each of the KV), `...` any leading
-axes.
+P patches of X numbers, KV heads of keys and values, `...` any leading axes.
 """
 
 from typing import NamedTuple
@@ -203,3 +202,29 @@ def no_past(shape, kinds, batch, tokens):
     size = (batch, shape.window - 1, tokens, shape.kv_heads, shape.width // shape.heads)
     empty = Past(jnp.zeros(size), jnp.zeros(size), jnp.arange(1 - shape.window, 0))
     return [empty] * kinds.count("time")
+
+
+def patchify(x, side):
+    """Images as patches, row by row: [..., H, W, 3] -> [..., P, side · side · 3]"""
+    *lead, height, width, colours = x.shape
+    x = x.reshape(*lead, height // side, side, width // side, side, colours)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, -1, side * side * colours)
+
+
+def unpatchify(patches, side, height):
+    """The inverse of `patchify` for images `height` pixels high: [..., P, X] -> [..., H, W, 3]"""
+    *lead, count, _ = patches.shape
+    rows = height // side
+    x = patches.reshape(*lead, rows, count // rows, side, side, 3)
+    return jnp.moveaxis(x, -3, -4).reshape(*lead, height, -1, 3)
+
+
+def normal(rngs, *shape):
+    """Learned embeddings, at first of a unit normal distribution."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape))
+
+
+def with_first(embeddings, tokens):
+    """Learned tokens [n, D] in front of each frame's: [B, T, S, D] -> [B, T, n + S, D]"""
+    learned = jnp.broadcast_to(embeddings, (*tokens.shape[:2], *embeddings.shape))
+    return jnp.concatenate([learned, tokens], 2)

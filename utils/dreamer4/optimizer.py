@@ -24,8 +24,9 @@ def schedule(peak, updates, optimizer):
 def make(config, section, updates):
     """The optimiser of a phase: `section` has its learning rates `adam` and `muon`
 
-    Muon's rate is 0 for Adam alone."""
-    optimizer, muon_rate = config.optimizer, getattr(section, "muon", 0)
+    Muon's rate is 0 for Adam alone, as in phase 4, which trains no block."""
+    optimizer = config.optimizer
+    muon_rate = section.muon if hasattr(section, "muon") else 0.0
     adam = optax.chain(
         optax.clip_by_global_norm(optimizer.clip),
         # Flat: XLA compiles and runs one long vector faster than a hundred tensors.

@@ -260,9 +260,12 @@ def describe(config, shapes):
     """Lines that describe the run: device, world, number of weights by network."""
     world, device = config.world, jax.devices()[0]
     counts = {name: _count(part) for name, part in shapes.items()}
+    run = config.run
     yield f"device       1 x {device.platform} ({device.device_kind})"
     yield (f"world        {world.size} x {world.size} pixels, {world.sequences:,} sequences "
            f"of {world.length} frames")
+    yield (f"updates      tokenizer {run.tokenizer:,} · dynamics {run.dynamics:,} · "
+           f"agent {run.agent:,} · policy {run.policy:,}")
     yield (f"parameters   {sum(counts.values()):,}: "
            + " · ".join(f"{name} {count:,}" for name, count in counts.items()))
 

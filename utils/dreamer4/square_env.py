@@ -34,6 +34,17 @@ class State(NamedTuple):
     time: jax.Array
 
 
+class Outcome(NamedTuple):
+    """What a step returns."""
+
+    x: jax.Array
+    state: State
+    r: jax.Array
+    terminated: jax.Array  # never true
+    truncated: jax.Array
+    info: dict
+
+
 class SquareEnv:
     """Images of [size, size, 3] bytes, four actions; an episode ends by its time limit alone."""
 
@@ -45,10 +56,11 @@ class SquareEnv:
         return square.image(state.square, params), state
 
     def step(self, key, state, action, params):
-        """One move: -> image, State, reward, terminated (never), truncated, {}"""
+        """One move: -> Outcome"""
         after = State(square=square.move(state.square, action, params), time=state.time + 1)
-        r, is_last = square.reward(after.square, params), after.time >= params.max_steps_in_episode
-        return square.image(after.square, params), after, r, jnp.zeros((), bool), is_last, {}
+        return Outcome(x=square.image(after.square, params), state=after,
+                       r=square.reward(after.square, params), terminated=jnp.zeros((), bool),
+                       truncated=after.time >= params.max_steps_in_episode, info={})
 
     def action_space(self, params):
         """Left, right, up, down."""
