@@ -153,7 +153,8 @@ class Session(Folder):
                for name, value in values.items()}
         self._row(row | rates)
         run, over = self.config.run, self._is_over()
-        return (over or now // run.eval_every > before // run.eval_every,
+        every = max(1, getattr(run, self.phase) // run.evaluations)
+        return (over or now // every > before // every,
                 not over and now // run.save_every > before // run.save_every)
 
     def evaluated(self, found):
