@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.dreamer4 import figures, square
-from utils.dreamer4.settings import PHASES
 from utils.pictures import film
 from utils.run.curves import (
     BLUE,
@@ -174,8 +173,8 @@ def _draw_paths(ax, x, tasks):
         ax.plot(*path.T[::-1], lw=0.8, color=LIGHT, zorder=1)
         ax.plot(*path[0][::-1], "o", ms=4, color=BLUE, zorder=2)
         ax.plot(*path[-1][::-1], "o", ms=5, color=VERMILION, zorder=3)
-    for y, x in size * square.POINTS[np.unique(tasks)]:
-        ax.plot(x, y, "+", ms=14, mew=2.5, color="black", zorder=4)
+    for goal in size * square.POINTS[np.unique(tasks)]:
+        ax.plot(goal[1], goal[0], "+", ms=14, mew=2.5, color="black", zorder=4)
     ax.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
     ax.set_xlabel("paths of the square from blue to red", fontsize="small", color=GREY)
     ax.spines[:].set(visible=True, color=GREY)
