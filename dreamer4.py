@@ -52,14 +52,7 @@ from utils.core import cli
 from utils.dreamer4 import optimizer, square
 from utils.dreamer4.baselines import baselines
 from utils.dreamer4.command import parse
-from utils.dreamer4.layers import (
-    Transformer,
-    no_past,
-    normal,
-    patchify,
-    unpatchify,
-    with_first,
-)
+from utils.dreamer4.layers import Transformer, no_past, normal, patchify, unpatchify, with_first
 from utils.dreamer4.pictures import SHOWN
 from utils.dreamer4.session import Session
 from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
@@ -897,10 +890,12 @@ def build(config):
     graphs, shapes = {}, {}
     for name in ("tokenizer", "dynamics", "policy", "reward", "value"):
         graphs[name], shapes[name] = nnx.split(getattr(made, name))
-    sections = {"tokenizer": config.tokenizer, "dynamics": config.dynamics, "agent": config.agent,
-                "policy": config.imagination}
-    optimizers = {phase: optimizer.make(config, section, getattr(config.run, phase))
-                  for phase, section in sections.items()}
+    run = config.run
+    sections = {"tokenizer": (config.tokenizer, run.tokenizer),
+                "dynamics": (config.dynamics, run.dynamics), "agent": (config.agent, run.agent),
+                "policy": (config.imagination, run.policy)}
+    optimizers = {phase: optimizer.make(config, section, updates)
+                  for phase, (section, updates) in sections.items()}
     graphs = Networks(**graphs, prior=graphs["policy"])
     return Program(config=config, graphs=graphs, optimizers=optimizers), shapes
 

@@ -285,10 +285,10 @@ def test_every_field_of_the_configuration_is_read(file, module, schema):
              if isinstance(node, ast.AnnAssign) and node.target.id not in read)
 
 
-def test_each_algorithm_has_at_most_980_lines():
-    for name in ("dreamer.py", "dreamer4.py"):
-        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
-        assert lines <= 980, f"{name}:{lines}: at most 980 lines"
+@pytest.mark.parametrize("name, most", [("dreamer.py", 980), ("dreamer4.py", 1000)])
+def test_the_algorithm_has_few_lines(name, most):
+    lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+    assert lines <= most, f"{name}:{lines}: at most {most} lines"
 
 
 def test_the_tracked_names_at_the_top_are_the_fixed_list():
