@@ -4,6 +4,7 @@ They know arrays and numbers alone. matplotlib is imported where it is used, at 
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -34,6 +35,20 @@ OTHERS = {"tokenizer": ("psnr_masked",), "dynamics": ("psnr_k", "first_k", "wron
           "agent": (), "policy": ("return_sampled",)}
 COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 STYLES = ("--", ":", "-.")
+
+
+class Shown(NamedTuple):
+    """What the pictures show: held-out videos, the tokenizer's, dreams with the same actions
+
+    [N, T, H, W, 3], 0 black and 1 white; dreams begin after `context` frames. And episodes (Played
+    of dreamer4.py) before and after phase 4."""
+
+    context: int
+    true: Any
+    decoded: Any
+    dreamed: Any
+    before: Any
+    after: Any
 
 
 def save_all(folder, rows, results, first, shown):
@@ -68,12 +83,11 @@ def _save(path, draw, size):
 
 def learning(figure, rows, results, first):
     """The figures of the four phases with their baselines, and below them the losses."""
-    grid, before = figure.add_gridspec(3, 4, height_ratios=(3, 3, 2)), 0
-    for place, phase in enumerate(results):
-        row, column = divmod(place, 2)
-        top = figure.add_subplot(grid[row, 2 * column : 2 * column + 2])
-        bottom = figure.add_subplot(grid[2, place])
-        top.set_title(f"{place + 1} {phase}", loc="left")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 1))
+    places = zip(results, upper.subplots(2, 2).flat, lower.subplots(1, 4).flat)
+    before = 0
+    for number, (phase, top, bottom) in enumerate(places, 1):
+        top.set_title(f"{number} {phase}", loc="left")
         done, others = results[phase]["updates"], results[phase]["baselines"][first[phase]]
         found = series(rows, f"{phase}/eval/", before) or {  # none: taken from another run
             name: ([done], [value]) for name, value in results[phase]["figures"].items()}
@@ -88,6 +102,8 @@ def learning(figure, rows, results, first):
         bottom.set_title(f"{phase}: " + ("losses" if len(losses) > 1 else "loss"), loc="left",
                          fontsize="medium")
         before += done
+    for ax in [*upper.axes, *lower.axes]:
+        ax.set_visible(ax.has_data())  # not those of phases to come
 
 
 def _draw_figures(ax, found, first, others, baselines):
@@ -150,6 +166,7 @@ def _draw_frame(ax, frame, is_dream):
 
 def policies(figure, results, shown):
     """Paths of the square before and after phase 4, and the returns of all episodes."""
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.96))
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
     known = results["policy"]["baselines"]["return_sampled"]
     for ax, words, played in ((left, "before", shown.before), (middle, "after", shown.after)):
