@@ -117,6 +117,7 @@ def _draw_figures(ax, found, first, others, baselines):
     ax.set_ylabel(figures.words(first).unit)
     ax.ticklabel_format(useOffset=False)
     ax.margins(y=0.08)
+    ax.set_xlim(left=0)
     ax.legend(fontsize="small", handlelength=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
