@@ -113,7 +113,7 @@ def test_the_tour_names_only_what_is_there():
     numbers = yaml.safe_load((ROOT / "dreamer4.yaml").read_text(encoding="utf-8"))
     known |= {f"{section}.{key}" for section, keys in numbers.items() for key in keys}
     named = re.findall(r"`(\w+(?:\.\w+)?)`", tour)
-    assert len(named) > 40 and not [name for name in named if name not in known]
+    assert len(named) > 30 and not [name for name in named if name not in known]
 
 
 def test_the_prompts_of_the_tour_print_what_it_says(monkeypatch):
