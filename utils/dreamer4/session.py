@@ -196,11 +196,12 @@ class Session(Folder):
         first = {phase: figures.first(phase, self.config) for phase in PHASES}
         pictures.save_all(self.folder, rows, self.results, first, jax.device_get(shown))
         found = machine() | {"seed": self.config.run.seed, "seconds": self._elapsed(),
-                             "phases": self.results}
+                             "bytes": memory.peak(), "phases": self.results}
         run_files.replace(self.folder / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
         for line in figures.table(self.results):
             self._display.say(line)
-        self._display.say(f"time         {self._elapsed():.0f} s")
+        self._display.say(f"time         {self._elapsed():.0f} s, of which in phases "
+                          + " · ".join(f"{one['seconds']:.0f}" for one in self.results.values()))
         self._display.say(f"files        {self.folder}/ ({', '.join(self._files())})")
         for name in ("watch", "report"):
             self._display.say(f"next         {commands.tool(name, str(self.folder))}")

@@ -2,12 +2,18 @@
 
 import math
 import os
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from utils.core import devices
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 GB = 1e9
 FLOAT = 4  # bytes
@@ -46,6 +52,14 @@ def sizes(config, env, shapes):
     return {"replay": replay.capacity * row / parts, "model": COPIES * FLOAT * weights,
             "imagination": FLOAT * states * (model.s_size + model.bins) / parts,
             "evaluation": config.run.eval_episodes * playing}
+
+
+def peak():
+    """The most bytes that this process has had so far; None where the system does not say."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def available():
