@@ -83,7 +83,7 @@ def test_the_columns_of_plain_lines_are_aligned():
 
 
 def test_times_are_shown_like_on_a_clock():
-    shown = [display._clock(seconds) for seconds in (None, 0.4, 59.6, 3600.0)]
+    shown = [display.clock(seconds) for seconds in (None, 0.4, 59.6, 3600.0)]
     assert shown == ["-", "0:00", "1:00", "1:00:00"]
 
 

@@ -79,7 +79,7 @@ def test_a_command_can_be_pasted_in_the_folder_where_it_is_printed(tmp_path, mon
     monkeypatch.chdir(machine.ROOT)
     python = str(tmp_path / ".venv" / "bin" / "python")
     assert commands.tool("watch", "runs/a b") == f"{python} -m utils.watch 'runs/a b'"
-    assert commands.train("--resume", "x") == f"{python} dreamer.py --resume x"
+    assert commands.train("dreamer.py", "--resume", "x") == f"{python} dreamer.py --resume x"
     monkeypatch.chdir(tmp_path)
     assert commands.tool("watch", "x") == (
         f"PYTHONPATH={machine.ROOT} .venv/bin/python -m utils.watch x")

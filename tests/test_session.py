@@ -157,7 +157,7 @@ def test_sigterm_ends_the_chunk_saves_and_says_how_to_resume(stopped):
     assert status == 143 and not err
     assert "stopping" in out and not (run / "learning_curve.png").exists()
     command = re.search(r"saved +step [\d,]+; to resume: (.*)", out).group(1)
-    assert command == commands.train("--resume", str(run))
+    assert command == commands.train("dreamer.py", "--resume", str(run))
     assert _last_step(run) == _rows(run / "metrics.jsonl")[-1]["step"] < 1600
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_an_intact_last_checkpoint(
     first, second = err.splitlines()
     assert (status, first) == (1, f"dreamer.py: {run}: file too large")
     assert second.startswith(f"saved        step {before:,}; to resume: ")
-    assert second.endswith(commands.train("--resume", str(run)))
+    assert second.endswith(commands.train("dreamer.py", "--resume", str(run)))
     assert Checkpoints(run).load(pytest.fail).record["step"] == before
     assert not list(run.rglob("*.tmp"))
 

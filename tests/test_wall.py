@@ -54,6 +54,19 @@ def imports_upwards(project):
                 yield f"{module} imports {other}, which is above"
 
 
+def imports_dreamer4_from_below(project):
+    """What dreamer4.py stands on, in utils/dreamer4, imports neither it nor dreamer.py.
+
+    Its commands stand above; its pictures need the writer of films, which knows no agent."""
+    known = {"utils.pictures.film"}
+    for module, imported in _edges(project).items():
+        stands_below = module.startswith("utils.dreamer4.") and not module.endswith(".commands")
+        for other in imported - known if stands_below else ():
+            if other in ("dreamer", "dreamer4") or not (
+                    _is_below(other) or other.startswith("utils.dreamer4.")):
+                yield f"{module} imports {other}, which is above"
+
+
 def imports_by_string(project):
     """Modules of the project are imported by a statement, from the root: no string, no dots."""
     for module, tree in project.items():
@@ -89,9 +102,9 @@ def has_too_many_modules(project):
 
 
 def imports_gymnax(project):
-    """Only gymnax_wrappers.py imports gymnax."""
+    """Only gymnax_wrappers.py imports gymnax, and the square in its form, which it wraps."""
     for module, tree in project.items():
-        if module != "gymnax_wrappers":
+        if module not in ("gymnax_wrappers", "utils.dreamer4.square_env"):
             yield from (f"{module} imports {name}" for name in _imported(tree)
                         if name.partition(".")[0] == "gymnax")
 
@@ -121,6 +134,9 @@ RULES = {
         {"utils.run.session": "def f():\n    from utils.pictures import film",
          "utils.pictures.film": ""},
         {"utils.core.cli": "import dreamer", "dreamer": ""}],
+    imports_dreamer4_from_below: [
+        {"utils.dreamer4.layers": "from dreamer import symlog", "dreamer": ""},
+        {"utils.dreamer4.session": "import utils.watch", "utils.watch": ""}],
     imports_by_string: [
         {"utils.core.cli": "import importlib\nimportlib.import_module('dreamer')"},
         {"utils.run.sinks": "__import__(f'utils.{x}')"},

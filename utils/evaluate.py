@@ -17,6 +17,7 @@ import numpy as np
 import dreamer
 from utils.agent import Agent
 from utils.core import cli
+from utils.dreamer4 import commands as on_square
 from utils.run.files import refuse_links
 
 EVALUATIONS = "evaluations.jsonl"
@@ -27,7 +28,10 @@ def main(argv=None):
     """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = _flags(argv)
-        score(load(flags, episodes=flags.episodes), Path(flags.run))
+        if cli.program_of(flags.run) == on_square.PROGRAM:
+            on_square.evaluate(flags)
+        else:
+            score(load(flags, episodes=flags.episodes), Path(flags.run))
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.evaluate")
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from utils.agent import Agent
 from utils.core import cli
 from utils.core import config as configuration
 from utils.core.settings import Config
+from utils.dreamer4 import commands as on_square
 from utils.pictures import figures, imagined_film, observations, page, studies
 from utils.pictures import names as naming
 from utils.pictures.drawings import bar_axis
@@ -43,6 +44,9 @@ def main(argv=None):
     """The command: -> exit status"""
     try:
         flags = cli.run_parser("utils.report", __doc__.splitlines()[0]).parse_args(argv)
+        if cli.program_of(flags.run) == on_square.PROGRAM:
+            on_square.report(flags)
+            return 0
         cli.check_run(flags.run)
         return write(flags.run, env=flags.env)
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:

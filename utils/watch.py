@@ -4,7 +4,7 @@
 
 writes RUN/episode-<seed>.gif: the environment (one of Gymnasium as it draws itself) next to
 reward, value estimate and action probabilities (for continuous actions: their means and the actions
-taken).
+taken). For a run of dreamer4.py: the policy in the world, and a dream with the same actions.
 """
 
 import signal
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 import dreamer
 from utils import evaluate
 from utils.core import cli
+from utils.dreamer4 import commands as on_square
 from utils.pictures import film, names
 from utils.pictures.drawings import SIZE, bar_axis, draw
 from utils.worlds.host import RENDERED, Worlds
@@ -40,7 +41,10 @@ def main(argv=None):
     """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = evaluate.parser("utils.watch", __doc__.splitlines()[0]).parse_args(argv)
-        watch(evaluate.load(flags), Path(flags.run))
+        if cli.program_of(flags.run) == on_square.PROGRAM:
+            on_square.watch(flags)
+        else:
+            watch(evaluate.load(flags), Path(flags.run))
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         return cli.complain(error, "utils.watch")
     except KeyboardInterrupt:

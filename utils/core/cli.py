@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.core import config as configuration
 from utils.core import start
 from utils.core.config import ConfigError
-from utils.core.settings import MAY_CHANGE, Config
+from utils.core.settings import Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
 GYMNASIUM = "gymnasium"  # in front of its ids, and the preset of what the host steps
@@ -49,7 +49,7 @@ def parse(argv=None):
     parser = _parser()
     flags, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ConfigError(_unknown(unknown[0], parser))
+        raise ConfigError(unknown_flag(unknown[0], parser))
     if flags.list_envs:
         return Command(None, list_envs=True)
     if flags.resume is not None:
@@ -59,7 +59,7 @@ def parse(argv=None):
         raise ConfigError(f"--world-model-only: cannot be used with --{other}")
     config = _config(flags)
     if flags.help:
-        print(parser.format_help() + "\n" + _table(config))
+        print(parser.format_help() + "\n" + table(config, DEFAULT_CONFIG))
         sys.exit(0)
     if flags.print_config:
         print(configuration.dump(config), end="")
@@ -67,7 +67,7 @@ def parse(argv=None):
     return Command(config, _seeds(flags, config), flags.logdir, flags.resume, hosts=flags.hosts)
 
 
-def _unknown(flag, parser):
+def unknown_flag(flag, parser):
     """The message for an unknown flag; some old flags were replaced by commands."""
     name = flag.partition("=")[0]
     if name in REPLACED:
@@ -86,8 +86,8 @@ def _check_resume(flags):
     check_run(flags.resume, "--resume: ")
 
 
-def check_run(folder, where=""):
-    """Check that this folder holds a run.
+def check_run(folder, where="", program=Config.PROGRAM):
+    """Check that this folder holds a run of the program.
 
     Raises: ConfigError, whose message begins with `where`."""
     run = Path(folder)
@@ -100,6 +100,16 @@ def check_run(folder, where=""):
         inside = ", ".join(_runs_in(run))
         raise ConfigError(f"{where}{folder}: contains no run (no config.yaml)"
                           + (f"; runs inside it: {inside}" if inside else ""))
+    if program_of(run) != program:
+        raise ConfigError(f"{where}{folder}: is a run of {program_of(run)}, expected one of "
+                          f"{program}")
+
+
+def program_of(folder):
+    """The program whose run this is, by a section that the other one's configuration lacks."""
+    path = Path(folder) / "config.yaml"
+    is_four = path.is_file() and "tokenizer" in configuration.read(path)
+    return "dreamer4.py" if is_four else Config.PROGRAM
 
 
 def check_own_code(folder, env):
@@ -149,7 +159,7 @@ def resolve(flags, path=None, presets=()):
 
     Raises: ConfigError."""
     path = flags.config if path is None else path
-    path = _default_config() if path is None else path
+    path = default_config(DEFAULT_CONFIG) if path is None else path
     given = [name for name in FLAGS if getattr(flags, name, None) is not None]
     sets = [*flags.set, *(f"run.{FLAGS[name]}={getattr(flags, name)}" for name in given),
             *(_env_param(text) for text in flags.env_param)]
@@ -194,13 +204,13 @@ def _seeds(flags, config):
 
 
 def check_unchanged(config, text, run):
-    """Check that `config` equals that of the run, dumped as `text`, except for MAY_CHANGE.
+    """Check that `config` equals that of the run, dumped as `text`, but for what may change.
 
     Raises: ConfigError naming the keys that differ."""
-    changed = [name for name in configuration.differences(config, text) if name not in MAY_CHANGE]
+    changed = configuration.fixed(config, configuration.differences(config, text))
     if changed:
         raise ConfigError(f"--resume: another {', '.join(changed)} than {run} was started with; "
-                          "only run.steps, run.save_*, run.compile_cache and log may change")
+                          f"only {', '.join(config.MAY_CHANGE)} may change")
 
 
 class Parser(argparse.ArgumentParser):
@@ -349,14 +359,14 @@ def _parser():
     return parser
 
 
-def _default_config():
-    """dreamer.yaml in the current folder, else the one next to dreamer.py."""
-    return "dreamer.yaml" if Path("dreamer.yaml").exists() else DEFAULT_CONFIG
+def default_config(shipped):
+    """The file of this name in the current folder, else the shipped one, next to the program."""
+    return shipped.name if Path(shipped.name).exists() else shipped
 
 
-def _table(config):
-    """Every hyperparameter: name, value, the paper's value, meaning."""
-    paper = configuration.read(DEFAULT_CONFIG)["presets"]["paper"]
+def table(config, shipped):
+    """Every hyperparameter: name, value, that of the shipped file's preset `paper`, meaning."""
+    paper = configuration.read(shipped)["presets"]["paper"]
     lines = [f"{'hyperparameter':32}{'value':>16}{'paper':>16}  meaning"]
     for section, key, meaning, value in configuration.rows(config):
         shown = paper.get(section, {}).get(key, "-")

@@ -7,6 +7,7 @@ value, the value found and the most similar valid name.
 
 import dataclasses
 import difflib
+import fnmatch
 import math
 import os
 import re
@@ -108,6 +109,12 @@ def differences(config, text):
     new, old = yaml.safe_load(dump(config)), yaml.safe_load(text)
     return [f"{section}.{key}" for section, keys in new.items() for key in keys
             if old.get(section, {}).get(key) != keys[key]]
+
+
+def fixed(config, names):
+    """Those of the names "section.key" that must stay the same in a run that is resumed."""
+    return [name for name in names
+            if not any(fnmatch.fnmatchcase(name, one) for one in config.MAY_CHANGE)]
 
 
 def rows(config):

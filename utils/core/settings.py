@@ -11,11 +11,6 @@ from utils.core.config import setting
 
 LAYERS = 100  # most hidden layers of one network: each is built, even to be counted
 
-# Keys that may change when a run is resumed.
-MAY_CHANGE = ("run.steps", "run.save_every", "run.save_replay", "run.compile_cache",
-              "log.tensorboard", "log.wandb")
-
-
 @dataclass(frozen=True)
 class Run:
     """What to run, for how long, and how often to evaluate and save."""
@@ -155,6 +150,9 @@ class Config:
     learning: Learning
     optimizer: Optimizer
     log: Log
+
+    PROGRAM = "dreamer.py"
+    MAY_CHANGE = ("run.steps", "run.save_*", "run.compile_cache", "log.*")  # in a resumed run
 
     def __post_init__(self):
         """Checks that involve two numbers; the bounds of single fields are checked in config.py."""

@@ -9,7 +9,7 @@ import signal
 import sys
 
 # Programs of this project on a command line: dreamer.py, or a command after `python -m`.
-OWN = re.compile(r"(.*[/\\])?dreamer\.py|utils\.\w+")
+OWN = re.compile(r"(.*[/\\])?(dreamer4?\.py)|utils\.\w+")
 
 OLDEST_PYTHON = (3, 11)
 OLDEST = {"jax": (0, 10), "flax": (0, 12, 8), "optax": (0, 2, 8), "gymnax": (1, 0, 1)}
@@ -41,14 +41,24 @@ def heed_interrupts():
 
 def _is_own():
     """Whether the process is a program of this project, not one that imports it."""
-    return any(OWN.match(word) for word in getattr(sys, "orig_argv", ())[1:3])
+    return any(_own())
+
+
+def _own():
+    """The matches of OWN at the beginning of the command line, None where there is none."""
+    return [OWN.match(word) for word in getattr(sys, "orig_argv", ())[1:3]]
+
+
+def program():
+    """How messages of this process begin: dreamer4.py where it is that one, else dreamer.py."""
+    return next((found.group(2) for found in _own() if found and found.group(2)), "dreamer.py")
 
 
 def check():
     """Exit with status 2 and one line if Python, a package or a setting of jax does not fit."""
     problem = python_problem(sys.version_info[:3]) or package_problem() or setting_problem()
     if problem:
-        sys.stderr.write("dreamer.py: " + problem + "\n")
+        sys.stderr.write(program() + ": " + problem + "\n")
         sys.exit(2)
 
 

@@ -43,7 +43,7 @@ def start_jax():
     except (RuntimeError, AssertionError) as error:  # an assertion where it is the only platform
         wanted = os.environ.get("JAX_PLATFORMS")
         line = " ".join(str(error).split())[:120] or f"there is none for JAX_PLATFORMS={wanted}"
-        sys.stderr.write(f"dreamer.py: jax finds no device: {line}\n")
+        sys.stderr.write(f"{start.program()}: jax finds no device: {line}\n")
         sys.exit(2)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from utils.core.machine import ROOT
 
 
-def train(*arguments):
-    """The command that runs dreamer.py."""
-    return _line([_python(), _short(ROOT / "dreamer.py"), *arguments])
+def train(program, *arguments):
+    """The command that runs a program of the root, such as dreamer.py."""
+    return _line([_python(), _short(ROOT / program), *arguments])
 
 
 def tool(name, *arguments):

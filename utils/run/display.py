@@ -33,6 +33,18 @@ class Progress:
     elapsed: float = 0.0
     left: float | None = None
 
+    def line(self):
+        """It as one line of text."""
+        return plain_line(self)
+
+    def panel(self, status):
+        """It for rich, with a line of status."""
+        return panel_content(self, status)
+
+    def is_news(self, last):
+        """Whether a plain line is due, although the `last` one was printed a moment ago."""
+        return (last.eval_return, last.best_eval) != (self.eval_return, self.best_eval)
+
 
 class _Console(Console):
     """A console that falls silent when its pipe breaks: Ctrl-C also ends a `| tee`."""
@@ -46,6 +58,7 @@ class _Console(Console):
 class Display:
     """A context that shows the progress of a run, starting with the Progress `start`.
 
+    Another program shows records of its own, with the methods of Progress, `updates` and `elapsed`.
     A terminal shows one panel, redrawn in place; elsewhere plain lines, without escape codes. A
     thread redraws the panel until the first updates have arrived; later it would slow training."""
 
@@ -88,7 +101,7 @@ class Display:
             self._live.refresh()
         elif (
             last is self._start
-            or (last.eval_return, last.best_eval) != (progress.eval_return, progress.best_eval)
+            or progress.is_news(last)
             or progress.elapsed - last.elapsed >= PLAIN_PERIOD
         ):
             self._print_line()
@@ -102,7 +115,7 @@ class Display:
 
     def _print_line(self):
         self._printed = self._latest
-        self.say(plain_line(self._latest))
+        self.say(self._latest.line())
 
     def _panel(self):
         shown, status = self._latest, ""
@@ -110,7 +123,7 @@ class Display:
             passed = time.perf_counter() - self._at
             shown, status = replace(shown, elapsed=shown.elapsed + passed), self._spinner
         return Panel(
-            panel_content(shown, status),
+            shown.panel(status),
             title=self._console.render_str(self._title, markup=False, emoji=False),
             title_align="left",
             width=min(PANEL_WIDTH, self._console.width),
@@ -124,8 +137,8 @@ def plain_line(progress):
         f"{p.steps:{width},} steps {_percent(p):>4}",
         f"eval {_score(p.eval_return):>8} best {_score(p.best_eval):>8}",
         f"train {_score(p.train_return):>8}",
-        f"{_rate(p.updates_per_s):>5} updates/s {_rate(p.steps_per_s):>6} steps/s",
-        f"{_clock(p.elapsed):>5} left {_clock(p.left):>5}",
+        f"{rate(p.updates_per_s):>5} updates/s {rate(p.steps_per_s):>6} steps/s",
+        f"{clock(p.elapsed):>5} left {clock(p.left):>5}",
     ])
 
 
@@ -141,9 +154,9 @@ def panel_content(progress, status=""):
     for style, justify in [("dim", "left"), ("bold", "right")] * 2:
         numbers.add_column(style=style, justify=justify, no_wrap=True)
     numbers.add_row("evaluation return", _score(p.eval_return), "updates", f"{p.updates:,}")
-    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", _rate(p.updates_per_s))
-    numbers.add_row("training return", _score(p.train_return), "steps/s", _rate(p.steps_per_s))
-    numbers.add_row("elapsed", _clock(p.elapsed), "left", _clock(p.left))
+    numbers.add_row("best evaluation", _score(p.best_eval), "updates/s", rate(p.updates_per_s))
+    numbers.add_row("training return", _score(p.train_return), "steps/s", rate(p.steps_per_s))
+    numbers.add_row("elapsed", clock(p.elapsed), "left", clock(p.left))
     return Group(bar, status, numbers)
 
 
@@ -208,13 +221,15 @@ def _score(value):
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
-def _rate(value):
+def rate(value):
+    """A number per second in a few characters: 1,050, 9.5, - for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _clock(seconds):
+def clock(seconds):
+    """Seconds as on a clock: 1:01, 1:00:00, - for None."""
     if seconds is None:
         return "-"
     minutes, second = divmod(round(seconds), 60)

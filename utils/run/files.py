@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from utils.core import start
+
 try:
     import fcntl
     import resource
@@ -35,8 +37,8 @@ def lock(folder, wait=False):
         if error.errno not in UNSUPPORTED:
             os.close(descriptor)
             raise
-        print(f"dreamer.py: {folder}: the file system knows no locks ({error.strerror.lower()}): "
-              "start only one process there", file=sys.stderr)
+        print(f"{start.program()}: {folder}: the file system knows no locks "
+              f"({error.strerror.lower()}): start only one process there", file=sys.stderr)
     return descriptor
 
 

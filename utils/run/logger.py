@@ -53,18 +53,20 @@ def _new_folder(wanted):
 
 
 class Logger:
-    """A context that writes a run's rows; `sinks` (utils/run/sinks.py) receive the metrics too."""
+    """A context that writes a run's rows; `sinks` (utils/run/sinks.py) receive the metrics too.
 
-    def __init__(self, folder):
+    `names` are those of its files; a program that plays no episodes has no SCORES."""
+
+    def __init__(self, folder, names=(METRICS, SCORES)):
         self.folder, self.sinks = Path(folder), []
+        self._paths = [self.folder / name for name in names]
 
     def __enter__(self):
-        self._metrics = _append_to(self.folder / METRICS)
-        self._scores = _append_to(self.folder / SCORES)
+        self._files = {path.name: _append_to(path) for path in self._paths}
         return self
 
     def __exit__(self, *_):
-        for file in (self._metrics, self._scores, *self.sinks):
+        for file in (*self._files.values(), *self.sinks):
             with contextlib.suppress(OSError):  # all rows were flushed already
                 file.close()
 
@@ -76,16 +78,16 @@ class Logger:
 
     def sizes(self):
         """The sizes of the logs in bytes, for `cut`; first syncs them to disk."""
-        for path in (self.folder / METRICS, self.folder / SCORES):
+        for path in self._paths:
             with open(path, "ab") as file:
                 os.fsync(file.fileno())
-        return {name: (self.folder / name).stat().st_size for name in (METRICS, SCORES)}
+        return {path.name: path.stat().st_size for path in self._paths}
 
     def check(self, sizes):
         """Check the rows of which the logs consist up to these sizes, before `cut`.
 
         Raises: ValueError, one line, for a log that is shorter, or has a damaged row."""
-        for path in (self.folder / METRICS, self.folder / SCORES):
+        for path in self._paths:
             found = path.stat().st_size if path.exists() else 0
             if found < sizes[path.name]:
                 raise ValueError(f"{path}: has {found} bytes, expected at least {sizes[path.name]}")
@@ -94,7 +96,7 @@ class Logger:
 
     def cut(self, sizes):
         """Truncate the logs to these sizes: the resumed run writes the later rows again."""
-        for path in (self.folder / METRICS, self.folder / SCORES):
+        for path in self._paths:
             os.truncate(path, sizes[path.name])
 
     def metrics(self, step, values):
@@ -103,7 +105,7 @@ class Logger:
         Raises: ValueError for a value that is nan or infinite, or named "step"."""
         if "step" in values:
             raise ValueError("a metric cannot be named 'step': each row already has one")
-        _write(self._metrics, [{"step": step} | values])
+        _write(self._files[METRICS], [{"step": step} | values])
         for sink in self.sinks:
             sink.metrics(step, values)
 
@@ -111,7 +113,7 @@ class Logger:
         """Append finished episodes to scores.jsonl: dicts of step, env, return, length.
 
         Raises: ValueError for a value that is nan or infinite; then none is written."""
-        _write(self._scores, rows)
+        _write(self._files[SCORES], rows)
 
 
 def read_rows(path, size=None):

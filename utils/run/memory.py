@@ -2,12 +2,18 @@
 
 import math
 import os
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from utils.core import devices
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 GB = 1e9
 FLOAT = 4  # bytes
@@ -23,7 +29,7 @@ def check(config, env, shapes, seeds):
 
     Raises: ValueError, one line."""
     parts = {name: seeds * size / GB for name, size in sizes(config, env, shapes).items()}
-    have, needed = _memory() / GB, sum(parts.values())
+    have, needed = available() / GB, sum(parts.values())
     if needed > have:
         largest = max(parts, key=parts.get)
         each = ", ".join(f"{name} {size:,.1f}" for name, size in parts.items()
@@ -49,7 +55,15 @@ def sizes(config, env, shapes):
             "evaluation": config.run.eval_episodes * playing}
 
 
-def _memory():
+def peak():
+    """The most bytes that this process has had so far; None where the system does not say."""
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def available():
     """Bytes of the device; of the machine or the container, where it is a CPU."""
     found = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in found:

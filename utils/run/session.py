@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
 from utils.run.files import check_open, lock, missing, refuse_links, replace, unmake
-from utils.run.logger import FILES, Logger, make_folder
+from utils.run.logger import FILES, METRICS, SCORES, Logger, make_folder
 from utils.run.signals import Stop
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
@@ -65,22 +66,22 @@ def check_saved(command):
         check_hosts(command.run, record)
 
 
-class Run:
-    """One agent's run: its folder, logs, checkpoints and best weights so far.
+class Folder:
+    """A run on disk, of whatever program: a locked folder with configuration, logs, checkpoints.
 
     Of several processes that train one agent, process 0 has the folder RUN. Process I has a part
     in RUN/host-I: the replay and the environments that are its own, and the same logs.
 
-    `saved` is the checkpoint to resume from, until it is restored; None for a new run.
+    `saved` is the checkpoint to resume from, until it is restored; None for a new run. `logs` are
+    the names of the Logger's files.
 
     Raises: ValueError, one line, if the folder cannot be used."""
 
-    def __init__(self, folder, config, env, began):
-        self.folder, self.config, self.env, self.began = Path(folder), config, env, began
-        self.best = self.saved = self.diary = None
+    def __init__(self, folder, config, logs):
+        self.folder, self.config, self.saved, self._is_open = Path(folder), config, None, False
         refuse_links(folder, FILES)
         self._lock = lock(folder)
-        self.checkpoints, self._logger = Checkpoints(folder), Logger(self.folder)
+        self.checkpoints, self.logger = Checkpoints(folder), Logger(self.folder, logs)
 
     @property
     def home(self):
@@ -89,42 +90,36 @@ class Run:
 
     def load_checkpoint(self):
         """Load the last checkpoint of the folder and check that the run can resume from it."""
-        self.saved = self._load_common() if GROUP.shares else self.checkpoints.load(_warn)
-        check_hosts(self.home, self.saved.record)
-        record, steps = self.saved.record, self.config.run.steps
-        self._logger.check(record["logs"])
-        is_complete = self._logger.is_complete() and (self.folder / PICTURE).is_file()
-        is_changed = "run.steps" in differences(self.config, record["config"])
-        if record["step"] >= steps and (is_complete or is_changed):
-            raise ValueError(f"{self.home}: already finished {record['step']:,} steps; "
-                             "continue it with a larger --steps")
+        warned = partial(_warn, self.config)
+        self.saved = self._load_common(warned) if GROUP.shares else self.checkpoints.load(warned)
+        record = self.saved.record
+        check_hosts(self.home, record)
+        self.logger.check(record["logs"])
+        self.check_unfinished(record)
         old, new = record["versions"], _versions()
         differing = [f"{name} {old.get(name)}" for name in new if old.get(name) != new[name]]
         if differing:
-            _warn(f"the run was saved with {', '.join(differing)}: results may not be identical "
-                  "to the last digit")
+            _warn(self.config, f"the run was saved with {', '.join(differing)}: results may not be "
+                  "identical to the last digit")
 
-    def _load_common(self):
+    def _load_common(self, warned):
         """The newest checkpoint of which all processes have their part.
 
         Raises: ValueError, one line, if there is none."""
-        saved = self.checkpoints.load(_warn)
+        saved = self.checkpoints.load(warned)
         step = min(GROUP.gather("steps", saved.record["step"]))
         if saved.record["step"] > step:
-            saved = self.checkpoints.load(_warn, step)
+            saved = self.checkpoints.load(warned, step)
         return saved
 
-    def open(self, display):
-        """Open the logs and write config.yaml; progress goes to `display`."""
-        run, record = self.config.run, self.saved and self.saved.record
-        steps = record["step"] if record else 0
+    def open_logs(self):
+        """Open the logs and write config.yaml."""
         if GROUP.is_first:
-            self._logger.sinks = sinks.open_sinks(self.config, self.folder, steps)
+            self.logger.sinks = sinks.open_sinks(
+                self.config, self.folder, self.saved.record["step"] if self.saved else 0)
             self.write_config(self.folder)
-        self._logger.__enter__()
-        self.diary = Diary(self._logger, display, run.steps, self.env.solved, self.began)
-        if record:
-            self.diary.recall(record["diary"])
+        self.logger.__enter__()
+        self._is_open = True
 
     def write_config(self, folder):
         """Write config.yaml, with which the folder is that of a run."""
@@ -132,31 +127,83 @@ class Run:
 
     def close(self):
         """Close the logs and unlock the folder."""
-        if self.diary:
-            self._logger.__exit__()
+        if self._is_open:
+            self.logger.__exit__()
         os.close(self._lock)
+
+    def fitted(self, fill, *arguments):
+        """fill(*arguments), which puts arrays of the checkpoint into others.
+
+        Raises: Mismatch naming the first array that does not fit."""
+        try:
+            return fill(*arguments)
+        except ValueError as error:
+            raise Mismatch(f"{self.folder}: {error}") from None
+
+    def go_on(self):
+        """Forget all that was written after the checkpoint, and its arrays: they are restored."""
+        record, self.saved = self.saved.record, None  # its arrays may be large
+        self.logger.cut(record["logs"])  # later rows are written again
+        self.checkpoints.forget_after(record["step"])
+
+    def write(self, step, arrays, notes, replay=None):
+        """Write a checkpoint of named arrays, the host's notes and, if it is saved, the replay.
+
+        Raises: OSError."""
+        record = {"step": step, "config": dump(self.config), "versions": _versions(),
+                  "diary": notes, "logs": self.logger.sizes(), "hosts": _hosts()}
+        self.checkpoints.save(record, arrays, replay)
+
+    def resume_hint(self, *flags):
+        """A line for the user: the last checkpoint and the command that resumes from it."""
+        step = self.checkpoints.last_step()
+        if step is None:
+            return "saved        nothing yet"
+        flags += GROUP.flags if GROUP.shares else ()
+        command = commands.train(self.config.PROGRAM, "--resume", str(self.home), *flags)
+        return f"saved        step {step:,}; to resume: {command}"
+
+
+class Run(Folder):
+    """One agent's run: its folder and best weights so far."""
+
+    def __init__(self, folder, config, env, began):
+        super().__init__(folder, config, (METRICS, SCORES))
+        self.env, self.began, self.best, self.diary = env, began, None, None
+
+    def check_unfinished(self, record):
+        """Check that the run has something left to do. Raises: ValueError, one line."""
+        is_complete = self.logger.is_complete() and (self.folder / PICTURE).is_file()
+        is_changed = "run.steps" in differences(self.config, record["config"])
+        if record["step"] >= self.config.run.steps and (is_complete or is_changed):
+            raise ValueError(f"{self.home}: already finished {record['step']:,} steps; "
+                             "continue it with a larger --steps")
+
+    def open(self, display):
+        """Open the logs; progress goes to `display`."""
+        self.open_logs()
+        self.diary = Diary(
+            self.logger, display, self.config.run.steps, self.env.solved, self.began)
+        if self.saved:
+            self.diary.recall(self.saved.record["diary"])
 
     def restore(self, state):
         """Fill a new RunnerState from the checkpoint; the replay stays empty if none was saved.
 
         Raises: Mismatch naming the first array that does not fit."""
-        saved, self.saved = self.saved, None  # its arrays may be large
-        if not saved:
+        if not self.saved:
             return state
         state = state._replace(actor=parts.own_envs(self.config, state.actor))
-        tree, replay = _checkpointed(state, None), state.replay
+        tree, replay, saved = _checkpointed(state, None), state.replay, self.saved
         if self.diary.best is not None:
             tree["best"] = state.agent.params
-        try:
-            restored = unflatten(_of_process(tree), saved.arrays)
-            if saved.rows is not None:
-                replay = restore(replay, saved.rows, saved.record["written"])
-            self._logger.cut(saved.record["logs"])  # later rows are written again
-        except ValueError as error:
-            raise Mismatch(f"{self.folder}: {error}") from None
-        self.checkpoints.forget_after(saved.record["step"])
+        restored = self.fitted(unflatten, _of_process(tree), saved.arrays)
         if saved.rows is None:  # the environments of each are filled by random draws of its own
             restored["key"] = parts.own_key(restored["key"])
+        else:
+            replay = self.fitted(restore, replay, saved.rows, saved.record["written"])
+        del saved
+        self.go_on()
         common = {name: leaf for name, leaf in (tree | restored).items() if name not in OWN}
         restored |= parts.from_first(self.config, common)
         self.best = restored.pop("best", None)
@@ -167,14 +214,11 @@ class Run:
 
         Raises: FloatingPointError for weights that are not finite; OSError."""
         arrays = flatten(_of_process(_checkpointed(state, self.best)))
-        for name, array in arrays.items():
-            if name.startswith(("agent/", "best/")) and not np.isfinite(array).all():
-                raise FloatingPointError(f"{name} is not finite at step {self.diary.steps:,}")
+        check_finite(arrays, ("agent/", "best/"), self.diary.steps)
         if self.best is not None and GROUP.is_first:
             weights.save(self.folder, self.best, self.config)
-        record = {"step": self.diary.steps, "config": dump(self.config), "versions": _versions(),
-                  "diary": self.diary.remember(), "logs": self._logger.sizes(), "hosts": _hosts()}
-        self.checkpoints.save(record, arrays, state.replay if self.config.run.save_replay else None)
+        self.write(self.diary.steps, arrays, self.diary.remember(),
+                   state.replay if self.config.run.save_replay else None)
 
     def end(self, score):
         """Write the results of a finished run: the best weights, their score, the plot."""
@@ -188,15 +232,6 @@ class Run:
     def own_env(self):
         """The flag without which commands do not import the environment's own code."""
         return ["--env", self.config.run.env] if runs_own_code(self.config.run.env) else []
-
-    def resume_hint(self):
-        """A line for the user: the last checkpoint and the command that resumes from it."""
-        step = self.checkpoints.last_step()
-        if step is None:
-            return "saved        nothing yet"
-        command = commands.train("--resume", str(self.home), *self.own_env(),
-                                 *(GROUP.flags if GROUP.shares else ()))
-        return f"saved        step {step:,}; to resume: {command}"
 
 
 class Session:
@@ -224,7 +259,7 @@ class Session:
         self._seeds = range(config.run.seed, config.run.seed + command.seeds)
         began, run, self.runs = began or time.perf_counter(), config.run, []
         with contextlib.ExitStack() as undo:
-            self.folder = self._make_folder(command, undo)
+            self.folder = open_folder(undo, command, run.env)
             undo.callback(self._close)
             for n in GROUP.share(command.seeds):
                 one, folder = reseeded(config, run.seed + n), self.folder
@@ -239,25 +274,6 @@ class Session:
                 self.runs[0].write_config(self.folder)  # on a disk of its own
             undo.pop_all()  # success: keep everything open
         GROUP.part()
-
-    @staticmethod
-    def _make_folder(command, undo):
-        """The folder of the run, the same for all processes, and this one's part of it
-
-        `undo` deletes what is new."""
-        run = command.config.run
-        new = [] if command.run else missing(command.logdir or "runs")
-        undo.callback(unmake, new)  # what fails leaves nothing
-        folder = command.run
-        if not folder and GROUP.index == 0:
-            folder = str(make_folder(command.logdir, run.env, run.seed))
-        folder = Path(folder if command.run else GROUP.gather("folder", folder)[0])
-        new += [] if command.run or command.logdir else [folder]
-        if new:
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        if GROUP.index:
-            undo.callback(redirect(folder / f"host-{GROUP.index}"))
-        return folder
 
     def _open(self):
         run, saved = self.runs[0].config.run, self.runs[0].saved
@@ -300,13 +316,11 @@ class Session:
         self._display.__exit__()
         self._close()
         xla.forget()
-        if not (isinstance(error, ENDS) or is_of_program(error)):
+        if not is_end(error):
             return False
-        line = (is_of_program(error) and WATCH.cause()) or reason(error, self.folder)
-        warn(one_line(f"dreamer.py: {line}"))
-        for line in self._resume_hints():
-            warn(line)
-        self.status = 2 if kind is Mismatch else 1
+        cause = is_of_program(error) and WATCH.cause()
+        hints = self._resume_hints()
+        self.status = say_end(error, self.runs[0].config, self.folder, hints, cause)
         return True
 
     @property
@@ -447,7 +461,45 @@ class Session:
                 for n, run in enumerate(self.runs)]
 
     def _resume_hints(self):
-        return [run.resume_hint() for run in self.runs]
+        return [run.resume_hint(*run.own_env()) for run in self.runs]
+
+
+def open_folder(undo, command, name):
+    """The folder of the run to resume, or a new one, the same for all processes: -> Path
+
+    `undo` (an ExitStack) deletes what is new. Raises: ValueError, one line."""
+    new = [] if command.run else missing(command.logdir or "runs")
+    undo.callback(unmake, new)  # what fails leaves nothing
+    folder = command.run
+    if not folder and GROUP.index == 0:
+        folder = str(make_folder(command.logdir, name, command.config.run.seed))
+    folder = Path(folder if command.run else GROUP.gather("folder", folder)[0])
+    new += [] if command.run or command.logdir else [folder]
+    if new:
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    if GROUP.index:
+        undo.callback(redirect(folder / f"host-{GROUP.index}"))
+    return folder
+
+
+def is_end(error):
+    """Whether an error is no bug of this program, so that one line says all of it."""
+    return isinstance(error, ENDS) or is_of_program(error)
+
+
+def say_end(error, config, folder, hints, cause=None):
+    """Print such an error, or the `cause` of it, and how to go on: -> exit status"""
+    _warn(config, cause or reason(error, folder))
+    for line in hints:
+        warn(line)
+    return 2 if isinstance(error, Mismatch) else 1
+
+
+def check_finite(arrays, beginnings, step):
+    """Check the arrays whose names begin so. Raises: FloatingPointError naming the first one."""
+    for name, array in arrays.items():
+        if name.startswith(beginnings) and not np.isfinite(array).all():
+            raise FloatingPointError(f"{name} is not finite at step {step:,}")
 
 
 def seed_folders(folder, seeds):
@@ -485,8 +537,8 @@ def _versions():
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _warn(line):
-    warn(one_line(f"dreamer.py: {line}"))
+def _warn(config, line):
+    warn(one_line(f"{config.PROGRAM}: {line}"))
 
 
 def _check_group(command, env):

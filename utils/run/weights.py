@@ -9,8 +9,7 @@ import json
 import numpy as np
 import yaml
 
-from utils.core.config import dump
-from utils.core.settings import MAY_CHANGE
+from utils.core.config import dump, fixed
 from utils.run import arrays
 
 NAME = "weights.npz"
@@ -20,7 +19,7 @@ def save(folder, params, config):
     """Write the weights of a run with this configuration into its folder.
 
     Raises: OSError."""
-    arrays.save(folder / NAME, arrays.flatten(params), _mark(config))
+    arrays.save(folder / NAME, arrays.flatten(params), mark(config))
 
 
 def load(folder, shapes, config):
@@ -39,15 +38,16 @@ def load(folder, shapes, config):
     for name, array in arrays.flatten(params).items():
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} is not finite")
-    if arrays.comment(path) not in (b"", _mark(config)):  # older versions wrote no mark
+    if arrays.comment(path) not in (b"", mark(config)):  # older versions wrote no mark
         raise ValueError(f"{path}: belongs to another run, or the config.yaml beside it was "
                          "changed")
     return params
 
 
-def _mark(config):
+def mark(config):
     """A digest of everything in a configuration that stays the same when a run is resumed."""
     tree = yaml.safe_load(dump(config))
-    fixed = {f"{section}.{key}": value for section, keys in tree.items()
-             for key, value in keys.items() if f"{section}.{key}" not in MAY_CHANGE}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest().encode()
+    values = {f"{section}.{key}": value for section, keys in tree.items()
+              for key, value in keys.items()}
+    kept = {name: values[name] for name in fixed(config, values)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest().encode()
