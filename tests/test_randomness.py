@@ -175,7 +175,8 @@ def test_a_gradient_step_hands_its_key_to_the_losses(monkeypatch):
         params["critic"], dreamer.Aux(jnp.zeros(2), START, {"draw": jax.random.uniform(key)})))
     program = SimpleNamespace(
         optimizer=optax.sgd(0.1),
-        config=SimpleNamespace(learning=SimpleNamespace(slow_rate=0.1)))
+        config=SimpleNamespace(learning=SimpleNamespace(slow_rate=0.1),
+                               optimizer=SimpleNamespace(mean_dtype="float32")))
     params = {"critic": jnp.zeros(())}
     state = dreamer.AgentState(
         params, params["critic"], program.optimizer.init(params), jnp.zeros(2), 0)

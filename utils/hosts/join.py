@@ -188,32 +188,31 @@ def _answer(arrived, line):
 
 def _listen(place):
     """A socket at the address. Raises: OSError."""
-    host, until = place.host if place.host in LOOPBACK else "", time.monotonic() + TAKEN
+    host, begun = place.host if place.host in LOOPBACK else "", time.monotonic()
     told = False
     while True:
         try:
             return socket.create_server((host, place.port), backlog=place.count)
         except OSError as error:
-            if time.monotonic() > until or "in use" not in str(error):
+            if time.monotonic() > begun + TAKEN or "in use" not in str(error):
                 reason = (error.strerror or str(error)).lower()
                 raise ConfigError(f"--hosts: {place.address}: {reason}") from None
-        if not told:
+        if not told and time.monotonic() > begun + QUIET:
+            told = True
             warn(f"dreamer.py: --hosts: waiting for the port of {place.address}, which is in use "
                  f"(gives up after {TAKEN:.0f} s)")
-        told = True
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def _arrive(place, until):
     """Another process: connect to process 0 and wait until all are there."""
     begun, told = time.monotonic(), False
     while True:
-        try:
-            connection = socket.create_connection((place.host, place.port), timeout=5.0)
-            break
-        except OSError as error:
-            if isinstance(error, socket.gaierror):
-                raise ConfigError(f"--hosts: {place.host}: no such machine") from None
+        line = _asked(place)
+        if line:
+            raise ConfigError(line)
+        if line is not None:
+            return
         if time.monotonic() > until:
             raise ConfigError(f"--hosts: process 0 did not arrive at {place.address} within "
                               f"{PATIENCE:.0f} s")
@@ -221,14 +220,21 @@ def _arrive(place, until):
             told = True
             _say_waiting("process 0", place)
         time.sleep(0.2)
-    with connection:
-        connection.sendall(json.dumps([place.index, place.count]).encode() + b"\n")
-        connection.settimeout(PATIENCE + 10)
-        answer = connection.makefile("rb").readline()
-    if not answer:
-        raise ConfigError(f"--hosts: process 0 at {place.address} has ended")
-    if line := json.loads(answer):
-        raise ConfigError(line)
+
+
+def _asked(place):
+    """What process 0 answers once all are there: "" to go on, else what is wrong
+
+    None if it is not there: it has not come, or has gone, or a run before still has its port."""
+    try:
+        with socket.create_connection((place.host, place.port), timeout=5.0) as connection:
+            connection.sendall(json.dumps([place.index, place.count]).encode() + b"\n")
+            connection.settimeout(PATIENCE + 10)
+            return json.loads(connection.makefile("rb").readline())
+    except socket.gaierror:
+        raise ConfigError(f"--hosts: {place.host}: no such machine") from None
+    except (OSError, ValueError):
+        return None
 
 
 def _serve(place):
