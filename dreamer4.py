@@ -53,7 +53,7 @@ from utils.dreamer4 import optimizer, square
 from utils.dreamer4.baselines import baselines
 from utils.dreamer4.command import parse
 from utils.dreamer4.layers import Transformer, no_past, normal, patchify, unpatchify, with_first
-from utils.dreamer4.pictures import SHOWN
+from utils.dreamer4.pictures import SHOWN, Shown
 from utils.dreamer4.session import Session
 from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
 from utils.dreamer4.square import ACTIONS, UNKNOWN
@@ -922,25 +922,11 @@ def init(program, key):
 # ---- Training ------------------------------------------------------------------------------------
 
 
-class Shown(NamedTuple):
-    """What the pictures show: held-out videos, the tokenizer's, dreams with the same actions
-
-    [N, T, H, W, 3], 0 black and 1 white, after `context` frames; episodes before and after phase 4.
-    """
-
-    context: int
-    true: jax.Array
-    decoded: jax.Array
-    dreamed: jax.Array
-    before: Played
-    after: Played
-
-
 def shown_dreams(networks, program, state, videos, key):
     """Videos [N, T, ...] through the tokenizer, and dreamed after evaluation.context frames"""
     n, k = program.config.evaluation.context, program.config.imagination.k
     record = to_record(networks.tokenizer, videos, state.scale)
-    context = jax.tree.map(lambda x: x[:, :n] if x.ndim > 1 else x, record)
+    context = first_frames(record, n)
     z = dream(networks.dynamics, context, record.before[:, n:], k, key)
     return tuple(networks.tokenizer.decode(part * state.scale)
                  for part in (record.z, jnp.concatenate([context.z, z], 1)))

@@ -95,7 +95,7 @@ def pytest_configure(config):
 LONGEST = ["test_tiny_worlds.py", "test_session.py", "test_gymnasium.py", "test_report.py",
            "test_program.py", "test_seeds.py", "test_grade.py", "test_mistakes.py",
            "test_explain.py", "test_suite.py", "test_handout.py", "test_bench.py",
-           "test_user_env.py", "test_replay.py"]
+           "test_dreamer4.py", "test_dreamer4_command.py", "test_user_env.py", "test_replay.py"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -18,8 +18,8 @@ from utils.core import cli
 from utils.core.config import ConfigError, nearest
 from utils.course import catalogue
 
-FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
-         "requirements.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "docs",
+FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml", "dreamer4.py",
+         "dreamer4.yaml", "requirements.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "docs",
          "utils")
 TEACHERS = ("equations.py", "handout.py", "grade.py", "mistakes.py", "course")  # of utils/
 TELLING = ("mistakes.*", "teaching.md")  # of docs/: solutions and pages for teachers
@@ -37,7 +37,7 @@ print(f"{__spec__.name}: left out of this copy, because it contains solutions", 
 sys.exit(2)
 '''
 PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in (
-    "differences", "environments", "equations", "imagination", "reading", "results", "running",
+    "differences", "differences4", "dreamer4", "environments", "equations", "imagination", "reading", "results", "running",
     "speed", "speed_trials")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md

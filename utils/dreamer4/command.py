@@ -99,13 +99,12 @@ def _check_source(config, first, run):
     old = asdict(configuration.load(Path(run) / "config.yaml", Config))
     new = asdict(config)
     for name in PHASES[:PHASES.index(first)]:
-        sections = {section: (old[section], new[section]) for section in SECTIONS[name]}
-        updates = {"run": ({name: old["run"][name]}, {name: new["run"][name]})}
-        for section, (before, now) in (sections | updates).items():
-            for key in now:
-                if now[key] != before[key]:
-                    raise ConfigError(f"--run: {run} trained its {name} with another "
-                                      f"{section}.{key}: {before[key]}, found {now[key]}")
+        keys = [(section, key) for section in SECTIONS[name] for key in new[section]]
+        for section, key in [("run", name), *keys]:
+            before, now = old[section][key], new[section][key]
+            if before != now:
+                raise ConfigError(f"--run: {run} trained its {name} with another {section}.{key}: "
+                                  f"{before}, found {now}")
 
 
 def _parser():

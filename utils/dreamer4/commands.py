@@ -21,6 +21,7 @@ from utils.run.logger import METRICS, read_rows
 
 PROGRAM = Config.PROGRAM
 EVALUATIONS = "evaluations.jsonl"
+MARGIN = 6  # pixels around a picture of the film
 STREAM = 4  # random stream of the seed: training uses 0 to 3
 CAPTIONS = {
     "learning": page.Caption(
@@ -150,12 +151,17 @@ def watch(flags):
     for t, (real, dreamed) in enumerate(zip(found.real, np.clip(found.dreamed, 0.0, 1.0))):
         error = -10.0 * np.log10(max(1e-10, np.mean(np.square(real - dreamed))))
         texts.append(f"frame {t}: " + ("seen" if t < context else f"dreamed, {error:.1f} dB"))
-    strips = [[pictures.scaled(frame, imagined_film.SIDE) for frame in frames]
-              for frames in (found.real, found.dreamed)]
+    strips = [[_framed(frame) for frame in frames] for frames in (found.real, found.dreamed)]
     path = Path(flags.run) / f"episode-{loaded.config.run.seed}.gif"
     files.refuse_links(flags.run, [path.name])
     imagined_film.side_by_side(path, ("the world", "the dream, same actions"), texts, strips)
     print(f"film         {path} (return {found.total:.1f} in the world)")
+
+
+def _framed(frame):
+    """A frame in a white margin, uint8 [SIDE, SIDE, 3]."""
+    inside = pictures.scaled(frame, imagined_film.SIDE - 2 * MARGIN)
+    return np.pad(inside, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
 
 
 def report(flags):

@@ -4,12 +4,12 @@ They know arrays and numbers alone. matplotlib is imported where it is used, at 
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from utils.dreamer4 import figures
-from utils.dreamer4.settings import PHASES
+from utils.dreamer4 import figures, square
 from utils.pictures import film
 from utils.run.curves import (
     BLUE,
@@ -37,13 +37,27 @@ COLOURS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)
 STYLES = ("--", ":", "-.")
 
 
+class Shown(NamedTuple):
+    """What the pictures show: held-out videos, the tokenizer's, dreams with the same actions
+
+    [N, T, H, W, 3], 0 black and 1 white; dreams begin after `context` frames. And episodes (Played
+    of dreamer4.py) before and after phase 4."""
+
+    context: int
+    true: Any
+    decoded: Any
+    dreamed: Any
+    before: Any
+    after: Any
+
+
 def save_all(folder, rows, results, first, shown):
     """Draw all that a run has learned so far: -> {name: path} of the pictures
 
     `rows` are those of metrics.jsonl, `results` {phase: figures, baselines ...}, `first` {phase:
     its first figure}, `shown` a Shown of host arrays. Raises: OSError."""
     paths = {"learning": folder / LEARNING}
-    _save(paths["learning"], partial(learning, rows=rows, results=results, first=first), (13, 6.8))
+    _save(paths["learning"], partial(learning, rows=rows, results=results, first=first), (13, 9))
     if "dynamics" in results:
         paths["dreams"] = folder / DREAMS
         _save(paths["dreams"], partial(dreams, shown=shown), (12, 3.2 * len(shown.true) + 0.4))
@@ -69,26 +83,27 @@ def _save(path, draw, size):
 
 def learning(figure, rows, results, first):
     """The figures of the four phases with their baselines, and below them the losses."""
-    axes = figure.subplots(2, len(PHASES), height_ratios=(3, 1.6))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 1))
+    places = zip(results, upper.subplots(2, 2).flat, lower.subplots(1, 4).flat)
     before = 0
-    for place, phase in enumerate(PHASES):
-        top, bottom = axes[:, place]
-        if phase not in results:
-            top.set_axis_off()
-            bottom.set_axis_off()
-            continue
-        top.set_title(f"{place + 1} {phase}", loc="left", y=1.3)
-        others = results[phase]["baselines"][first[phase]]
-        _draw_figures(top, series(rows, f"{phase}/eval/", before), first[phase], OTHERS[phase],
-                      others)
+    for number, (phase, top, bottom) in enumerate(places, 1):
+        top.set_title(f"{number} {phase}", loc="left")
+        done, others = results[phase]["updates"], results[phase]["baselines"][first[phase]]
+        found = series(rows, f"{phase}/eval/", before) or {  # none: taken from another run
+            name: ([done], [value]) for name, value in results[phase]["figures"].items()}
+        _draw_figures(top, found, first[phase], OTHERS[phase], others)
         losses = series(rows, f"{phase}/losses/", before)
         for (name, (steps, values)), colour in zip(losses.items(), COLOURS):
             bottom.plot(steps, values, ".-", ms=3, lw=1.3, color=colour, label=name)
         scale_loss(bottom, [values for _, values in losses.values()])
         if len(losses) > 1:
             bottom.legend(fontsize="x-small", handlelength=1, labelspacing=0.2)
-        bottom.set(xlabel="updates", title="losses" if len(losses) > 1 else "loss")
-        before += results[phase]["updates"]
+        bottom.set_xlabel("updates")
+        bottom.set_title(f"{phase}: " + ("losses" if len(losses) > 1 else "loss"), loc="left",
+                         fontsize="medium")
+        before += done
+    for ax in [*upper.axes, *lower.axes]:
+        ax.set_visible(ax.has_data())  # not those of phases to come
 
 
 def _draw_figures(ax, found, first, others, baselines):
@@ -102,8 +117,8 @@ def _draw_figures(ax, found, first, others, baselines):
     ax.set_ylabel(figures.words(first).unit)
     ax.ticklabel_format(useOffset=False)
     ax.margins(y=0.08)
-    ax.legend(fontsize="x-small", handlelength=1.8, labelspacing=0.2, loc="lower center",
-              bbox_to_anchor=(0.5, 1.0), ncols=2, columnspacing=1)
+    ax.set_xlim(left=0)
+    ax.legend(fontsize="small", handlelength=1.8, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def series(rows, beginning, before=0):
@@ -152,11 +167,12 @@ def _draw_frame(ax, frame, is_dream):
 
 def policies(figure, results, shown):
     """Paths of the square before and after phase 4, and the returns of all episodes."""
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.96))
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
     known = results["policy"]["baselines"]["return_sampled"]
     for ax, words, played in ((left, "before", shown.before), (middle, "after", shown.after)):
-        _draw_paths(ax, played.x[:PATHS])
-        ax.set_title(f"{words} phase 4: mean return {played.returns.mean():.1f}", loc="left",
+        _draw_paths(ax, played.x[:PATHS], played.q[:PATHS])
+        ax.set_title(f"{words}: mean return {played.returns.mean():.1f}", loc="left",
                      fontsize="medium")
     low = min(shown.before.returns.min(), known["random"])
     bins = np.linspace(low, max(0.0, shown.after.returns.max()), 40)
@@ -168,13 +184,15 @@ def policies(figure, results, shown):
     right.legend(fontsize="small")
 
 
-def _draw_paths(ax, x):
+def _draw_paths(ax, x, tasks):
     """The paths of squares in videos [E, T, H, W, 3], shifted a little so that all are seen."""
     size, shifts = x.shape[2], np.random.default_rng(0).uniform(-0.2, 0.2, (len(x), 1, 2))
     for path in centres(x) + shifts:
         ax.plot(*path.T[::-1], lw=0.8, color=LIGHT, zorder=1)
         ax.plot(*path[0][::-1], "o", ms=4, color=BLUE, zorder=2)
         ax.plot(*path[-1][::-1], "o", ms=5, color=VERMILION, zorder=3)
+    for goal in size * square.POINTS[np.unique(tasks)]:
+        ax.plot(goal[1], goal[0], "+", ms=14, mew=2.5, color="black", zorder=4)
     ax.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
     ax.set_xlabel("paths of the square from blue to red", fontsize="small", color=GREY)
     ax.spines[:].set(visible=True, color=GREY)
@@ -194,17 +212,24 @@ def centres(x):
 
 
 def moments(shown):
-    """Yields the film's frames: a video three ways, and the policy before and after."""
+    """Yields the film's frames: a video three ways, and the policy before and after
+
+    in the episode that begins farthest from where it should go, which a cross marks."""
+    goals = shown.true.shape[2] * square.POINTS[shown.before.q]
+    far = np.linalg.norm(centres(shown.before.x[:, :1])[:, 0] - goals, axis=-1).argmax()
+    goal = SIDE * square.POINTS[shown.before.q[far]]
     groups = (("with the same actions", (("true", shown.true[0]), ("tokenizer", shown.decoded[0]),
                                          ("dream", shown.dreamed[0]))),
-              ("the policy in the world", (("before", shown.before.x[0] / 255.0),
-                                           ("after", shown.after.x[0] / 255.0))))
+              ("the policy in the world", (("before", shown.before.x[far] / 255.0),
+                                           ("after", shown.after.x[far] / 255.0))))
     length = min(len(frames) for _, strips in groups for _, frames in strips)
     image, places = _stage(groups)
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(15)
     for t in range(length):
         for (label, frames), left in places:
             image.paste(Image.fromarray(scaled(frames[t], SIDE)), (left, HEAD))
+            if label in ("before", "after"):
+                _draw_cross(pen, left + goal[1], HEAD + goal[0])
             if label == "dream":
                 colour = VERMILION if t >= shown.context else LIGHT
                 pen.rectangle((left - 2, HEAD - 2, left + SIDE + 1, HEAD + SIDE + 1),
@@ -213,6 +238,11 @@ def moments(shown):
         words = f"frame {t}: " + ("dreamed" if t >= shown.context else "seen by the dream, too")
         pen.text((GAP, HEAD + SIDE + FOOT // 2 + 2), words, GREY, font, anchor="lm")
         yield np.asarray(image)
+
+
+def _draw_cross(pen, x, y):
+    for dx, dy in ((8, 1), (1, 8)):
+        pen.rectangle((x - dx, y - dy, x + dx, y + dy), VERMILION)
 
 
 def _stage(groups):

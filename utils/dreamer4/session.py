@@ -153,7 +153,8 @@ class Session(Folder):
                for name, value in values.items()}
         self._row(row | rates)
         run, over = self.config.run, self._is_over()
-        return (over or now // run.eval_every > before // run.eval_every,
+        every = max(1, getattr(run, self.phase) // run.evaluations)
+        return (over or now // every > before // every,
                 not over and now // run.save_every > before // run.save_every)
 
     def evaluated(self, found):
@@ -260,9 +261,12 @@ def describe(config, shapes):
     """Lines that describe the run: device, world, number of weights by network."""
     world, device = config.world, jax.devices()[0]
     counts = {name: _count(part) for name, part in shapes.items()}
+    run = config.run
     yield f"device       1 x {device.platform} ({device.device_kind})"
     yield (f"world        {world.size} x {world.size} pixels, {world.sequences:,} sequences "
            f"of {world.length} frames")
+    yield (f"updates      tokenizer {run.tokenizer:,} · dynamics {run.dynamics:,} · "
+           f"agent {run.agent:,} · policy {run.policy:,}")
     yield (f"parameters   {sum(counts.values()):,}: "
            + " · ".join(f"{name} {count:,}" for name, count in counts.items()))
 

@@ -30,7 +30,7 @@ class Run:
     agent: int = setting("updates of phase 3", low=1)
     policy: int = setting("updates of phase 4", low=1)
     chunk: int = setting("maximum updates per compiled call and line of metrics", low=1)
-    eval_every: int = setting("updates between evaluations within a phase", low=1)
+    evaluations: int = setting("evaluations of each phase, the last one at its end", low=1)
     save_every: int = setting("updates between checkpoints", low=1)
     compile_cache: bool = setting("cache compiled programs on disk for the next start")
 
