@@ -684,3 +684,59 @@ def test_a_long_batch_has_as_many_frames_as_a_short_one(config, networks, monkey
     jax.eval_shape(partial(dreamer4.dynamics_losses, networks, program), state, record,
                    jax.random.key(2))
     assert shapes == [(2, 8), (4, 4)]
+
+
+# ---- The numbers ---------------------------------------------------------------------------------
+
+PAPER = {
+    "tokenizer": {"patch": 16, "latents": 512, "channels": 16, "mask_low": 0.0, "mask_high": 0.9,
+                  "noise": 0.0, "perceptual": 0.2, "length": 64},
+    "dynamics": {"spatial": 256, "window": 192, "kmax": 64, "power": 1.0, "alternate": 0.0,
+                 "bootstrap": 1.0, "images": 0.3, "scaled": False, "length": 64,
+                 "long_length": 256},
+    "agent": {"ahead": 8, "power": 1.0, "alternate": 0.0, "bootstrap_scale": 1.0},
+    "imagination": {"k": 4, "gamma": 0.997, "alpha": 0.5, "beta": 0.3, "value_warmup": 0},
+}
+
+
+def test_the_preset_paper_has_the_numbers_and_the_sizes_of_the_paper():
+    paper = configuration.load(SHIPPED, Config, ["paper"])
+    for section, numbers in PAPER.items():
+        found = dataclasses.asdict(getattr(paper, section))
+        assert {key: found[key] for key in numbers} == numbers, section
+    assert paper.dynamics.context_noise / paper.dynamics.kmax == pytest.approx(0.1, abs=0.01)
+    _, shapes = dreamer4.build(paper)
+    weights = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
+    assert weights["tokenizer"] == pytest.approx(400e6, rel=0.02)
+    assert weights["dynamics"] == pytest.approx(1.6e9, rel=0.02)
+
+
+@pytest.mark.parametrize("preset", ["colours", "peer"])
+def test_the_other_presets_are_valid(preset):
+    assert configuration.load(SHIPPED, Config, [preset])
+
+
+@pytest.mark.parametrize("sets, message", [
+    (["world.size=10"], "world.size: expected a multiple of tokenizer.patch = 4, found 10"),
+    (["world.largest=8"], "world.largest: expected at most world.size - world.step = 7, found 8"),
+    (["world.hold_low=7"], "world.hold_high: expected at least world.hold_low = 7, found 6"),
+    (["tokenizer.width=18"], "tokenizer.width: expected a multiple of 2 × tokenizer.heads = 4"),
+    (["dynamics.kv_heads=3"], "dynamics.heads: expected a multiple of dynamics.kv_heads = 3"),
+    (["dynamics.layers=space tim"], "dynamics.layers: expected words, each space or time"),
+    (["tokenizer.decoder=x space"], "tokenizer.decoder: expected words, each space or time"),
+    (["dynamics.spatial=3"], "dynamics.spatial: expected a divisor of tokenizer.latents × "),
+    (["dynamics.kmax=12"], "dynamics.kmax: expected a power of 2, found 12"),
+    (["imagination.k=16"], "imagination.k: expected a power of 2 up to dynamics.kmax = 8"),
+    (["dynamics.context_noise=8"], "dynamics.context_noise: expected less than dynamics.kmax = 8"),
+    (["agent.bins=8"], "agent.bins: expected an odd number, found 8"),
+    (["agent.length=12"], "world.length: expected at least agent.length + agent.ahead - 1 = 13"),
+    (["dynamics.long_every=2", "dynamics.long_length=99"],
+     "world.length: expected at least dynamics.long_length = 99, found 12"),
+    (["tokenizer.mask_low=0.6"], "tokenizer.mask_high: expected at least tokenizer.mask_low = 0.6"),
+    (["tokenizer.perceptual=0.2", "world.size=6", "tokenizer.patch=3"],
+     "world.size: expected a multiple of the perceptual loss's scale = 4, found 6"),
+])
+def test_numbers_that_do_not_fit_are_refused_with_what_would(sets, message):
+    with pytest.raises(configuration.ConfigError) as told:
+        settings(*sets)
+    assert message in str(told.value) and "\n" not in str(told.value)
