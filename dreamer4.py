@@ -444,13 +444,17 @@ def dynamics_losses(networks, program, state, record, key):
     config, dynamics = program.config, program.config.dynamics
     if not (dynamics.long_every or dynamics.long_final):
         return piece_losses(networks, program, state, record, key, dynamics.length)
-    step, updates = state.step["dynamics"], config.run.dynamics
-    is_long = step >= round((1.0 - dynamics.long_final) * updates)
-    if dynamics.long_every:
-        is_long |= step % dynamics.long_every == dynamics.long_every - 1
-    return jax.lax.cond(is_long, *(
+    return jax.lax.cond(is_long(config, state.step["dynamics"]), *(
         partial(piece_losses, networks, program, state, record, length=length)
         for length in (dynamics.long_length, dynamics.length)), key)
+
+
+def is_long(config, step):
+    """Whether the batch of this update is long: each long_every-th one, and all at the end"""
+    dynamics, updates = config.dynamics, config.run.dynamics
+    final = step >= round((1.0 - dynamics.long_final) * updates)
+    every = dynamics.long_every or updates + 1
+    return final | (step % every == every - 1)
 
 
 def piece_losses(networks, program, state, record, key, length):
