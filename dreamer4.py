@@ -926,10 +926,9 @@ def shown_dreams(networks, program, state, videos, key):
     """Videos [N, T, ...] through the tokenizer, and dreamed after evaluation.context frames"""
     n, k = program.config.evaluation.context, program.config.imagination.k
     record = to_record(networks.tokenizer, videos, state.scale)
-    context = first_frames(record, n)
-    z = dream(networks.dynamics, context, record.before[:, n:], k, key)
-    return tuple(networks.tokenizer.decode(part * state.scale)
-                 for part in (record.z, jnp.concatenate([context.z, z], 1)))
+    decoded, actions = networks.tokenizer.decode(record.z * state.scale), record.before[:, n:]
+    dreamed = dreamed_images(networks, state.scale, first_frames(record, n), actions, k, key)
+    return decoded, jnp.concatenate([decoded[:, :n], dreamed], 1)
 
 
 @partial(jax.jit, static_argnums=0)
