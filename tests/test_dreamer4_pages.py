@@ -126,7 +126,8 @@ def test_the_prompts_of_the_tour_print_what_it_says(monkeypatch):
 
 
 def test_the_table_of_results_has_a_column_for_each_seed_and_the_baselines_once():
-    run = {"seed": 0, "seconds": 60.4, "bytes": 1.2e9, "date": "2026-11-27", "versions": {"jax": "0.10"},
+    run = {"seed": 0, "seconds": 60.4, "bytes": 1.2e9, "date": "2026-11-27",
+           "versions": {"jax": "0.10"},
            "machine": {"cpus": 2, "model": "X"}, "phases": {
                phase: {"figures": {}, "baselines": {}} for phase in PHASES}}
     run["phases"]["dynamics"] = {"figures": {"psnr_k4": 24.123},
