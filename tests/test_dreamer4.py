@@ -14,6 +14,7 @@ from flax import nnx
 import dreamer4
 import gymnax_wrappers
 from dreamer4 import Levels
+from jaxmodels_nnx import Categorical
 from utils.core import config as configuration
 from utils.dreamer4 import layers, optimizer, square
 from utils.dreamer4.settings import PHASES, Config
@@ -477,6 +478,15 @@ def test_equation_11_by_hand():
     good, bad = np.log([0.5, 0.1, 0.7]).mean(), np.log(0.2)
     assert found == pytest.approx(0.6 * bad - 0.4 * good + 0.3 * 0.25, rel=1e-5)
     assert found == dreamer4.pmpo_loss(log_prob, 10.0 * advantage, divergence, 0.4, 0.3)
+
+
+def test_the_divergence_is_that_of_the_policy_from_the_prior_and_finite_where_one_never_acts():
+    policy, prior = (Categorical(jnp.log(jnp.array(p))) for p in ([0.5, 0.5], [0.1, 0.9]))
+    expected = 0.5 * np.log(0.5 / 0.1) + 0.5 * np.log(0.5 / 0.9)
+    assert dreamer4.reverse_kl(policy, prior) == pytest.approx(expected, rel=1e-5)
+    assert dreamer4.reverse_kl(policy, policy) == pytest.approx(0.0, abs=1e-6)
+    never = Categorical(jnp.array([0.0, -500.0]))
+    assert dreamer4.reverse_kl(never, prior) == pytest.approx(-np.log(0.1), rel=1e-5)
 
 
 @pytest.mark.parametrize("sign, expected", [(1.0, -0.5 * np.log(0.3)), (-1.0, 0.5 * np.log(0.3))])
