@@ -14,6 +14,7 @@ from flax import nnx
 import dreamer4
 import gymnax_wrappers
 from dreamer4 import Levels
+from jaxmodels_nnx import Categorical
 from utils.core import config as configuration
 from utils.dreamer4 import layers, optimizer, square
 from utils.dreamer4.settings import PHASES, Config
@@ -51,7 +52,9 @@ def config():
 @pytest.fixture(scope="module")
 def networks(config):
     """All networks with random weights."""
-    return shaken(dreamer4.AllNetworks(config, nnx.Rngs(0)))
+    made = shaken(dreamer4.AllNetworks(config, nnx.Rngs(0)))
+    return dreamer4.Networks(made.tokenizer, made.dynamics, made.policy, made.reward, made.value,
+                             made.policy)
 
 
 # ---- Shortcut forcing ----------------------------------------------------------------------------
@@ -479,6 +482,15 @@ def test_equation_11_by_hand():
     assert found == dreamer4.pmpo_loss(log_prob, 10.0 * advantage, divergence, 0.4, 0.3)
 
 
+def test_the_divergence_is_that_of_the_policy_from_the_prior_and_finite_where_one_never_acts():
+    policy, prior = (Categorical(jnp.log(jnp.array(p))) for p in ([0.5, 0.5], [0.1, 0.9]))
+    expected = 0.5 * np.log(0.5 / 0.1) + 0.5 * np.log(0.5 / 0.9)
+    assert dreamer4.reverse_kl(policy, prior) == pytest.approx(expected, rel=1e-5)
+    assert dreamer4.reverse_kl(policy, policy) == pytest.approx(0.0, abs=1e-6)
+    never = Categorical(jnp.array([0.0, -500.0]))
+    assert dreamer4.reverse_kl(never, prior) == pytest.approx(-np.log(0.1), rel=1e-5)
+
+
 @pytest.mark.parametrize("sign, expected", [(1.0, -0.5 * np.log(0.3)), (-1.0, 0.5 * np.log(0.3))])
 def test_equation_11_where_one_of_the_sets_is_empty(sign, expected):
     log_prob = jnp.full((2, 3), np.log(0.3))
@@ -684,6 +696,43 @@ def test_a_long_batch_has_as_many_frames_as_a_short_one(config, networks, monkey
     jax.eval_shape(partial(dreamer4.dynamics_losses, networks, program), state, record,
                    jax.random.key(2))
     assert shapes == [(2, 8), (4, 4)]
+
+
+# ---- Playing and dreaming ------------------------------------------------------------------------
+
+
+def test_the_policy_plays_the_world_and_greedy_play_takes_the_likeliest_action(config, networks):
+    program, _ = dreamer4.build(config)
+    policy = networks.policy
+    play = jax.jit(lambda bias, key: dreamer4.play(networks._replace(
+        policy=lambda h: 0.0 * policy(h) + bias), program, 1.0, True, key))
+    always_right = jnp.tile(jnp.array([0.0, 9.0, 0.0, 0.0]), config.agent.ahead)
+    played = jax.device_get(play(always_right, jax.random.key(0)))
+    steps, n = config.evaluation.steps, config.evaluation.episodes
+    assert played.x.shape == (n, steps + 1, 8, 8, 3) and (played.a == 1).all()
+    columns = played.x.any(-1).any(2)
+    centre = columns.argmax(-1) + columns.sum(-1) / 2
+    bounced = 1 * (np.abs(np.diff(centre, axis=1)) == 1)
+    assert bounced.all()
+    rows = played.x.any(-1).any(3)
+    away = np.hypot(centre - 4.0, rows.argmax(-1) + rows.sum(-1) / 2 - 4.0)
+    np.testing.assert_allclose(played.returns, -away[:, 1:].sum(1), rtol=1e-4)
+
+
+def test_a_dream_is_made_of_steps_from_the_real_frames_on(config, networks):
+    dynamics, key = networks.dynamics, jax.random.key(5)
+    shape = (2, 3, config.tokenizer.latents, config.tokenizer.channels)
+    before = jnp.array([[0, 1, 2], [3, 2, 1]])
+    context = dreamer4.Record(z=normals(0, *shape), before=before, a=None, r=None,
+                              q=jnp.zeros(2, int), apart=None)
+    actions = jnp.array([[1, 2], [0, 3]])
+    found = dreamer4.dream(dynamics, context, actions, 2, key)
+    context_key, key = jax.random.split(key)
+    memory, _ = dreamer4.remember(dynamics, dreamer4.start_memory(dynamics, 2), context.z,
+                                  context.before, context.q, context_key)
+    for t, step_key in enumerate(jax.random.split(key, 2)):
+        memory, z = dreamer4.dream_step(dynamics, memory, actions[:, t], context.q, 2, step_key)
+        np.testing.assert_allclose(found[:, t], z, atol=1e-5)
 
 
 # ---- The numbers ---------------------------------------------------------------------------------
