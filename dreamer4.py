@@ -12,7 +12,7 @@ dreams to do better (4), and only at the end does it meet the world.
 Reading map, top to bottom: what flows through the program · causal tokenizer (section 3.1, Eq. 5) ·
 shortcut forcing (section 2 and 3.2, Eq. 1-4, 6-8) · dynamics (section 3.2) · generation (Eq. 2) ·
 behaviour cloning and reward model (section 3.3, Eq. 9) · imagination training (Eq. 10-11) · the
-four kinds of update · playing · figures. The transformer (section 3.4) is in
+four kinds of update · playing · figures · training. The transformer (section 3.4) is in
 utils/dreamer4/layers.py, the world and its data in utils/dreamer4/square.py, the hyperparameters in
 dreamer4.yaml. Symlog, two-hot and λ-returns are those of dreamer.py.
 
@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dreamer import kl, lambda_returns, twohot_loss, twohot_mean, value_bins
+from dreamer import lambda_returns, twohot_loss, twohot_mean, value_bins
 from jaxmodels_nnx import MLP, Categorical, Head, Linear, RMSNorm
 from utils.core import cli
 from utils.dreamer4 import optimizer, square
@@ -297,8 +297,9 @@ def sample_levels(key, shape, large, power, kmax):
     exponent = jax.random.randint(d_key, shape, 0, kmax.bit_length())
     exponent = jnp.where(jnp.arange(shape[0])[:, None] < large, exponent, 0)
     d = 2**exponent
-    u = jax.random.uniform(tau_key, shape) ** power
-    return Levels(tau=jnp.floor(u * (kmax // d)).astype(jnp.int32) * d, d=d)
+    u, steps = jax.random.uniform(tau_key, shape) ** power, kmax // d
+    number = jnp.minimum(jnp.floor(u * steps).astype(jnp.int32), steps - 1)  # u may round to 1
+    return Levels(tau=number * d, d=d)
 
 
 def alternated(key, levels, share, context):
@@ -444,13 +445,17 @@ def dynamics_losses(networks, program, state, record, key):
     config, dynamics = program.config, program.config.dynamics
     if not (dynamics.long_every or dynamics.long_final):
         return piece_losses(networks, program, state, record, key, dynamics.length)
-    step, updates = state.step["dynamics"], config.run.dynamics
-    is_long = step >= round((1.0 - dynamics.long_final) * updates)
-    if dynamics.long_every:
-        is_long |= step % dynamics.long_every == dynamics.long_every - 1
-    return jax.lax.cond(is_long, *(
+    return jax.lax.cond(is_long(config, state.step["dynamics"]), *(
         partial(piece_losses, networks, program, state, record, length=length)
         for length in (dynamics.long_length, dynamics.length)), key)
+
+
+def is_long(config, step):
+    """Whether the batch of this update is long: each long_every-th one, and all at the end"""
+    dynamics, updates = config.dynamics, config.run.dynamics
+    final = step >= round((1.0 - dynamics.long_final) * updates)
+    every = dynamics.long_every or updates + 1
+    return final | (step % every == every - 1)
 
 
 def piece_losses(networks, program, state, record, key, length):
@@ -632,6 +637,11 @@ def value_loss(logits, returns, bins):
     return twohot_loss(logits, jax.lax.stop_gradient(returns), bins)
 
 
+def reverse_kl(policy, prior):
+    """Eq. 11 | KL[π ‖ π_prior] = -H[π] - Σ_a π(a) ln π_prior(a): Categoricals -> [...]"""
+    return -policy.entropy() - prior.log_prob(jax.nn.softmax(policy.logits))
+
+
 def pmpo_loss(log_prob, advantage, divergence, alpha, beta):
     """Eq. 11 | (1-α)/|D⁻| Σ_{D⁻} ln π - α/|D⁺| Σ_{D⁺} ln π + β/N Σ KL[π ‖ π_prior]
 
@@ -664,7 +674,7 @@ def policy_losses(networks, program, state, record, key):
 
     h = dreams.h[:, :-1]
     policy, prior = (first_action(head, h, ahead) for head in (networks.policy, frozen.prior))
-    divergence = kl(jax.nn.softmax(policy.logits), jax.nn.softmax(prior.logits))
+    divergence = reverse_kl(policy, prior)
     log_prob = policy.log_prob(jax.nn.one_hot(dreams.a, policy.logits.shape[-1]))
     pmpo = pmpo_loss(log_prob, advantage, divergence, imagination.alpha, imagination.beta)
     losses = {"value": value_loss(logits[:, :-1], returns, bins).mean(), "policy": pmpo}
@@ -922,10 +932,9 @@ def shown_dreams(networks, program, state, videos, key):
     """Videos [N, T, ...] through the tokenizer, and dreamed after evaluation.context frames"""
     n, k = program.config.evaluation.context, program.config.imagination.k
     record = to_record(networks.tokenizer, videos, state.scale)
-    context = first_frames(record, n)
-    z = dream(networks.dynamics, context, record.before[:, n:], k, key)
-    return tuple(networks.tokenizer.decode(part * state.scale)
-                 for part in (record.z, jnp.concatenate([context.z, z], 1)))
+    decoded, actions = networks.tokenizer.decode(record.z * state.scale), record.before[:, n:]
+    dreamed = dreamed_images(networks, state.scale, first_frames(record, n), actions, k, key)
+    return decoded, jnp.concatenate([decoded[:, :n], dreamed], 1)
 
 
 @partial(jax.jit, static_argnums=0)

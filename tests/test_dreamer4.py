@@ -14,19 +14,21 @@ from flax import nnx
 import dreamer4
 import gymnax_wrappers
 from dreamer4 import Levels
+from jaxmodels_nnx import Categorical
 from utils.core import config as configuration
 from utils.dreamer4 import layers, optimizer, square
 from utils.dreamer4.settings import PHASES, Config
 
 SHIPPED = Path(__file__).parent.parent / "dreamer4.yaml"
 KMAX = 8
-WITH_TIME = ("tokenizer.encoder=space time space", "tokenizer.decoder=time space",
-             "dynamics.layers=space time space", f"dynamics.kmax={KMAX}", "tokenizer.patch=4")
+USED = ("tokenizer.encoder=space time space", "tokenizer.decoder=time space",
+        "dynamics.layers=space time space", f"dynamics.kmax={KMAX}", "tokenizer.patch=4",
+        "imagination.value_warmup=2")
 
 
 def settings(*sets):
     """The debug preset with changes."""
-    return configuration.load(SHIPPED, Config, ["debug"], [*WITH_TIME, *sets])
+    return configuration.load(SHIPPED, Config, ["debug"], [*USED, *sets])
 
 
 def normals(seed, *shape):
@@ -50,7 +52,9 @@ def config():
 @pytest.fixture(scope="module")
 def networks(config):
     """All networks with random weights."""
-    return shaken(dreamer4.AllNetworks(config, nnx.Rngs(0)))
+    made = shaken(dreamer4.AllNetworks(config, nnx.Rngs(0)))
+    return dreamer4.Networks(made.tokenizer, made.dynamics, made.policy, made.reward, made.value,
+                             made.policy)
 
 
 # ---- Shortcut forcing ----------------------------------------------------------------------------
@@ -478,6 +482,15 @@ def test_equation_11_by_hand():
     assert found == dreamer4.pmpo_loss(log_prob, 10.0 * advantage, divergence, 0.4, 0.3)
 
 
+def test_the_divergence_is_that_of_the_policy_from_the_prior_and_finite_where_one_never_acts():
+    policy, prior = (Categorical(jnp.log(jnp.array(p))) for p in ([0.5, 0.5], [0.1, 0.9]))
+    expected = 0.5 * np.log(0.5 / 0.1) + 0.5 * np.log(0.5 / 0.9)
+    assert dreamer4.reverse_kl(policy, prior) == pytest.approx(expected, rel=1e-5)
+    assert dreamer4.reverse_kl(policy, policy) == pytest.approx(0.0, abs=1e-6)
+    never = Categorical(jnp.array([0.0, -500.0]))
+    assert dreamer4.reverse_kl(never, prior) == pytest.approx(-np.log(0.1), rel=1e-5)
+
+
 @pytest.mark.parametrize("sign, expected", [(1.0, -0.5 * np.log(0.3)), (-1.0, 0.5 * np.log(0.3))])
 def test_equation_11_where_one_of_the_sets_is_empty(sign, expected):
     log_prob = jnp.full((2, 3), np.log(0.3))
@@ -521,7 +534,7 @@ def test_the_image_shows_the_square_and_the_reward_is_minus_its_distance(config)
 
 
 def test_the_nearest_action_goes_to_the_point(config):
-    for place, expected in (((2, 5), 0), ((2, 0), 1), ((5, 2), 2), ((0, 2), 3)):
+    for place, expected in (((2, 4), 0), ((2, 1), 1), ((4, 2), 2), ((1, 2), 3)):
         assert square.nearest_action(a_square(*place), config.world) == expected
 
 
@@ -598,13 +611,13 @@ def test_the_learning_rate_rises_stays_and_falls():
 
 
 def on_host(state):
-    """What the next chunk will overwrite."""
+    """What the next update will overwrite."""
     return jax.device_get(state._replace(key=None))
 
 
 @pytest.fixture(scope="module")
 def trained(config):
-    """{phase: (state before, state after one update, metrics)} one phase after the other."""
+    """{phase: (state before, after 2, after 3 updates, metrics)}, one phase after the other."""
     program, _ = dreamer4.build(config)
     state = dreamer4.init(program, jax.random.key(0))
     random = np.random.default_rng(0)
@@ -614,9 +627,11 @@ def trained(config):
     found = {}
     for phase in PHASES:
         state, data = dreamer4.begin(program, phase, state, videos)
-        before = on_host(state)
-        state, metrics = dreamer4.train_chunk(program, phase, 3, state, data)
-        found[phase] = before, on_host(state), metrics
+        states = [on_host(state)]
+        for _ in range(3):  # the first has a learning rate of 0
+            state, metrics = dreamer4.train_chunk(program, phase, 1, state, data)
+            states.append(on_host(state))
+        found[phase] = states[0], states[2], states[3], metrics
     return found
 
 
@@ -624,20 +639,31 @@ TAUGHT = {"tokenizer": {"tokenizer"}, "dynamics": {"dynamics"},
           "agent": {"dynamics", "policy", "reward"}, "policy": {"policy", "value"}}
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_phase_changes_its_networks_and_no_other(trained, phase):
-    before, after, metrics = trained[phase]
-    changed = {name for name in before.params if any(
+def learned(before, after):
+    """The networks whose weights differ."""
+    return {name for name in before.params if any(
         (a != b).any() for a, b in zip(*(jax.tree.leaves(state.params[name])
                                          for state in (before, after))))}
-    assert changed == TAUGHT[phase]
-    assert after.step[phase] == 3 and after.step[phase] == before.step[phase] + 3
+
+
+def test_the_value_learns_alone_at_first(trained, config):
+    before, middle, after, _ = trained["policy"]
+    assert config.imagination.value_warmup == 2
+    assert learned(before, middle) == {"value"}
+    assert learned(middle, after) == {"value", "policy"}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_phase_changes_its_networks_and_no_other(trained, phase):
+    before, _, after, metrics = trained[phase]
+    assert learned(before, after) == TAUGHT[phase]
+    assert before.step[phase] == 0 and after.step[phase] == 3
     assert all(np.isfinite(metric).all() for metric in metrics.values())
 
 
 def test_every_weight_of_a_network_that_learns_changes(trained):
     for phase, names in TAUGHT.items():
-        old, new = ({name: state.params[name] for name in names} for state in trained[phase][:2])
+        old, new = ({name: state.params[name] for name in names} for state in trained[phase][:3:2])
         same = jax.tree.map(lambda a, b: bool((a == b).all()), old, new)
         found = {jax.tree_util.keystr(path)
                  for path, is_same in jax.tree_util.tree_leaves_with_path(same) if is_same}
@@ -646,9 +672,120 @@ def test_every_weight_of_a_network_that_learns_changes(trained):
 
 
 def test_phase_2_measures_the_scale_and_phase_4_keeps_the_policy_as_prior(trained):
-    before, after, _ = trained["dynamics"]
+    before, _, after, _ = trained["dynamics"]
     assert before.scale == after.scale != 1.0
-    before, after, _ = trained["policy"]
+    before, _, after, _ = trained["policy"]
     for prior, policy in zip(jax.tree.leaves(after.params["prior"]),
                              jax.tree.leaves(before.params["policy"])):
         np.testing.assert_array_equal(prior, policy)
+
+
+def test_every_third_batch_is_long_and_so_are_the_last():
+    config = settings("dynamics.long_every=3", "dynamics.long_length=8", "dynamics.long_final=0.25")
+    found = [bool(dreamer4.is_long(config, step)) for step in range(config.run.dynamics)]
+    assert found == [False, False, True, False, False, True, True, True]
+
+
+def test_a_long_batch_has_as_many_frames_as_a_short_one(config, networks, monkeypatch):
+    program, _ = dreamer4.build(settings("dynamics.long_every=2", "dynamics.long_length=8"))
+    state = dreamer4.init(program, jax.random.key(0))
+    videos = square.videos(jax.random.key(1), config.world, 8)
+    record, shapes, pieces = dreamer4.encoded(program, state.params, videos), [], dreamer4.pieces
+    monkeypatch.setattr(dreamer4, "pieces", lambda key, rows, batch, length: (
+        shapes.append((batch, length)) or pieces(key, rows, batch, length)))
+    jax.eval_shape(partial(dreamer4.dynamics_losses, networks, program), state, record,
+                   jax.random.key(2))
+    assert shapes == [(2, 8), (4, 4)]
+
+
+# ---- Playing and dreaming ------------------------------------------------------------------------
+
+
+def test_the_policy_plays_the_world_and_greedy_play_takes_the_likeliest_action(config, networks):
+    program, _ = dreamer4.build(config)
+    policy = networks.policy
+    play = jax.jit(lambda bias, key: dreamer4.play(networks._replace(
+        policy=lambda h: 0.0 * policy(h) + bias), program, 1.0, True, key))
+    always_right = jnp.tile(jnp.array([0.0, 9.0, 0.0, 0.0]), config.agent.ahead)
+    played = jax.device_get(play(always_right, jax.random.key(0)))
+    steps, n = config.evaluation.steps, config.evaluation.episodes
+    assert played.x.shape == (n, steps + 1, 8, 8, 3) and (played.a == 1).all()
+    columns = played.x.any(-1).any(2)
+    centre = columns.argmax(-1) + columns.sum(-1) / 2
+    bounced = 1 * (np.abs(np.diff(centre, axis=1)) == 1)
+    assert bounced.all()
+    rows = played.x.any(-1).any(3)
+    away = np.hypot(centre - 4.0, rows.argmax(-1) + rows.sum(-1) / 2 - 4.0)
+    np.testing.assert_allclose(played.returns, -away[:, 1:].sum(1), rtol=1e-4)
+
+
+def test_a_dream_is_made_of_steps_from_the_real_frames_on(config, networks):
+    dynamics, key = networks.dynamics, jax.random.key(5)
+    shape = (2, 3, config.tokenizer.latents, config.tokenizer.channels)
+    before = jnp.array([[0, 1, 2], [3, 2, 1]])
+    context = dreamer4.Record(z=normals(0, *shape), before=before, a=None, r=None,
+                              q=jnp.zeros(2, int), apart=None)
+    actions = jnp.array([[1, 2], [0, 3]])
+    found = dreamer4.dream(dynamics, context, actions, 2, key)
+    context_key, key = jax.random.split(key)
+    memory, _ = dreamer4.remember(dynamics, dreamer4.start_memory(dynamics, 2), context.z,
+                                  context.before, context.q, context_key)
+    for t, step_key in enumerate(jax.random.split(key, 2)):
+        memory, z = dreamer4.dream_step(dynamics, memory, actions[:, t], context.q, 2, step_key)
+        np.testing.assert_allclose(found[:, t], z, atol=1e-5)
+
+
+# ---- The numbers ---------------------------------------------------------------------------------
+
+PAPER = {
+    "tokenizer": {"patch": 16, "latents": 512, "channels": 16, "mask_low": 0.0, "mask_high": 0.9,
+                  "noise": 0.0, "perceptual": 0.2, "length": 64},
+    "dynamics": {"spatial": 256, "window": 192, "kmax": 64, "power": 1.0, "alternate": 0.0,
+                 "bootstrap": 1.0, "images": 0.3, "scaled": False, "length": 64,
+                 "long_length": 256},
+    "agent": {"ahead": 8, "power": 1.0, "alternate": 0.0, "bootstrap_scale": 1.0},
+    "imagination": {"k": 4, "gamma": 0.997, "alpha": 0.5, "beta": 0.3, "value_warmup": 0},
+}
+
+
+def test_the_preset_paper_has_the_numbers_and_the_sizes_of_the_paper():
+    paper = configuration.load(SHIPPED, Config, ["paper"])
+    for section, numbers in PAPER.items():
+        found = dataclasses.asdict(getattr(paper, section))
+        assert {key: found[key] for key in numbers} == numbers, section
+    assert paper.dynamics.context_noise / paper.dynamics.kmax == pytest.approx(0.1, abs=0.01)
+    _, shapes = dreamer4.build(paper)
+    weights = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
+    assert weights["tokenizer"] == pytest.approx(400e6, rel=0.02)
+    assert weights["dynamics"] == pytest.approx(1.6e9, rel=0.02)
+
+
+@pytest.mark.parametrize("preset", ["colours", "peer"])
+def test_the_other_presets_are_valid(preset):
+    assert configuration.load(SHIPPED, Config, [preset])
+
+
+@pytest.mark.parametrize("sets, message", [
+    (["world.size=10"], "world.size: expected a multiple of tokenizer.patch = 4, found 10"),
+    (["world.largest=8"], "world.largest: expected at most world.size - world.step = 7, found 8"),
+    (["world.hold_low=7"], "world.hold_high: expected at least world.hold_low = 7, found 6"),
+    (["tokenizer.width=18"], "tokenizer.width: expected a multiple of 2 × tokenizer.heads = 4"),
+    (["dynamics.kv_heads=3"], "dynamics.heads: expected a multiple of dynamics.kv_heads = 3"),
+    (["dynamics.layers=space tim"], "dynamics.layers: expected words, each space or time"),
+    (["tokenizer.decoder=x space"], "tokenizer.decoder: expected words, each space or time"),
+    (["dynamics.spatial=3"], "dynamics.spatial: expected a divisor of tokenizer.latents × "),
+    (["dynamics.kmax=12"], "dynamics.kmax: expected a power of 2, found 12"),
+    (["imagination.k=16"], "imagination.k: expected a power of 2 up to dynamics.kmax = 8"),
+    (["dynamics.context_noise=8"], "dynamics.context_noise: expected less than dynamics.kmax = 8"),
+    (["agent.bins=8"], "agent.bins: expected an odd number, found 8"),
+    (["agent.length=12"], "world.length: expected at least agent.length + agent.ahead - 1 = 13"),
+    (["dynamics.long_every=2", "dynamics.long_length=99"],
+     "world.length: expected at least dynamics.long_length = 99, found 12"),
+    (["tokenizer.mask_low=0.6"], "tokenizer.mask_high: expected at least tokenizer.mask_low = 0.6"),
+    (["tokenizer.perceptual=0.2", "world.size=6", "tokenizer.patch=3"],
+     "world.size: expected a multiple of the perceptual loss's scale = 4, found 6"),
+])
+def test_numbers_that_do_not_fit_are_refused_with_what_would(sets, message):
+    with pytest.raises(configuration.ConfigError) as told:
+        settings(*sets)
+    assert message in str(told.value) and "\n" not in str(told.value)

@@ -3,6 +3,7 @@
     python dreamer.py --config dreamer.yaml --env utils.dreamer4.square_env:make
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ from gymnax.environments import spaces
 from utils.dreamer4 import square
 
 
-class Params(NamedTuple):
+@dataclass(frozen=True)
+class Params:
     """The world of dreamer4.yaml; each can be changed by --env-param."""
 
     max_steps_in_episode: int = 32
