@@ -830,7 +830,7 @@ def train_rounds(program, state, rounds):
 def on_all_devices(function, program, state, number):
     """function(program, state, number) on each device, with its part of environments and batch
 
-    Gradients (train_step) and returns (imagination_losses) are of all: weights stay the same.
+    Weights stay the same on all: gradients are means over all devices, percentiles of all returns.
     -> RunnerState, arrays [., ., E] of all environments, metrics (means over the devices)."""
     spec = devices.layout(state)
 

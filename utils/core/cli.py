@@ -102,8 +102,8 @@ def check_run(folder, where="", program=Config.PROGRAM):
         raise ConfigError(f"{where}{folder}: contains no run (no config.yaml)"
                           + (f"; runs inside it: {inside}" if inside else ""))
     if program_of(run) != program:
-        raise ConfigError(f"{where}{folder}: is a run of {program_of(run)}, expected one of "
-                          f"{program}")
+        raise ConfigError(f"{where}{folder}: is a run of {program_of(run)}, expected a run "
+                          f"of {program}")
 
 
 def program_of(folder):

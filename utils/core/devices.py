@@ -82,8 +82,8 @@ def own(rows, count):
 def sample_of(returns):
     """The returns [N, H] of a device from which percentiles are taken; all, up to WHOLE devices
 
-    Beyond, an equal share of SHARE from each: positions at equal distances, which shares no factor
-    with H, so that all steps of a rollout are among them."""
+    Beyond, an equal share of SHARE from each: every n-th, where n shares no factor with H, so
+    that all steps of a rollout are among them."""
     devices = jax.lax.axis_size(DEVICES)
     most = max(1, SHARE // devices)
     if devices <= WHOLE or returns.size <= most:

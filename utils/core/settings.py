@@ -11,6 +11,7 @@ from utils.core.config import setting
 
 LAYERS = 100  # most hidden layers of one network: each is built, even to be counted
 
+
 @dataclass(frozen=True)
 class Run:
     """What to run, for how long, and how often to evaluate and save."""

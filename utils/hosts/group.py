@@ -5,6 +5,7 @@ between chunks. Arrays are never sent this way (parts.py).
 """
 
 import atexit
+import contextlib
 import json
 import os
 import sys
@@ -13,8 +14,10 @@ import time
 from utils.core import cli
 from utils.hosts.service import QUIT
 
+PATIENCE = 1800.0  # seconds until a process that tells nothing is given up
 PAUSE = 0.2  # seconds between two looks at what others have told, at most
 SOON, LATEST = 5.0, 600.0  # seconds until process 0 ends although others have not, if it failed
+SILENT = 60.0  # seconds without a sign of life: it was killed, or its machine is gone
 FAILED = (1, 2)  # exit statuses of a run or a command that went wrong
 
 
@@ -65,13 +68,16 @@ class Group:
     def gather(self, name, value):
         """What all processes tell under this name, which is used once: -> list of values [count]
 
-        Raises: Ended, naming a process that has ended instead."""
+        Raises: Ended, naming a process that has ended instead, or that tells nothing."""
         if self.count == 1:
             return [value]
         self.post(f"{name}/{self.index}", value)
-        pause, found = 0.002, {}
+        pause, found, until = 0.002, {}, time.monotonic() + PATIENCE
         while len(found) < self.count:
             self._check_ended()
+            if time.monotonic() > until:
+                index = min({*range(self.count)} - found.keys())
+                raise Ended(f"process {index} has told nothing for {PATIENCE:.0f} s")
             time.sleep(pause)
             pause, found = min(PAUSE, 1.5 * pause), self.told(name)
         return [found[index] for index in range(self.count)]
@@ -154,13 +160,19 @@ class Group:
         quit_now(1)
 
     def _wait_for_others(self, seconds):
-        """Wait until the others have ended, then end the service; else it does so by itself."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if len({*self.told("left"), *self.told("ended")}) == self.count:
-                self._end_service()
-                return
-            time.sleep(PAUSE)
+        """Wait until the others have ended, then end the service; else it does so by itself
+
+        Without one that is silent for SILENT seconds: it was killed."""
+        now = time.monotonic()
+        until, signs, heard = now + seconds, None, now
+        with contextlib.suppress(RuntimeError, OSError):  # the service is gone already
+            while (now := time.monotonic()) < min(until, heard + SILENT):
+                if len({*self.told("left"), *self.told("ended")}) == self.count:
+                    self._end_service()
+                    return
+                if (new := self.told("beat")) != signs:
+                    signs, heard = new, now
+                time.sleep(PAUSE)
 
     def _end_service(self):
         self.service.stdin.write(QUIT)

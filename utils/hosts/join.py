@@ -138,7 +138,11 @@ def _receive(place, until):
                 _say_waiting(f"{len(missing)} of {place.count} processes", place)
             if ready.select(timeout=0.2):
                 _admit(place, listener.accept()[0], arrived)
-    process = _serve(place)
+    try:
+        process = _serve(place)
+    except ConfigError as error:
+        _answer(arrived, str(error))
+        raise
     _answer(arrived, "")
     GROUP.service = process
 

@@ -10,13 +10,13 @@ import threading
 import time
 
 from utils.core.cli import one_line, warn
-from utils.hosts.group import GROUP, quit_now
+from utils.hosts.group import GROUP, SILENT, quit_now
 
 PERIOD = 1.0  # seconds between two signs of life, and one more for each SHARE processes
 SHARE = 100
-SILENT = 60.0  # seconds without a sign of life: it was killed, or its machine is gone
 STILL = 4.0  # seconds without one that say who was killed, when an operation has already failed
 OWN_END = 5.0  # seconds in which a process ends by itself when another has: their error may be one
+LAST_WORDS = 5.0  # seconds in which a process says why it ends
 LEAST, TIMES = 300.0, 10  # seconds without a chunk, and times the longest: one of them hangs
 
 
@@ -49,10 +49,11 @@ class Watch:
 
     def cause(self):
         """Which process has ended, when an operation of all has failed: a line, None if none."""
-        until = time.monotonic() + STILL + 2 * self._period()
+        limit = STILL + 2 * self._period()
+        until = time.monotonic() + limit + self._period()
         while GROUP.shares and time.monotonic() < until:
             time.sleep(0.2)
-            if line := self._ended() or self._silent(STILL):
+            if line := self._ended() or self._silent(limit):
                 return line
         return None
 
@@ -93,7 +94,7 @@ class Watch:
 
     def _silent(self, seconds):
         now = time.monotonic()
-        for index, (_, at) in self._heard.items():
+        for index, (_, at) in list(self._heard.items()):
             if now - at > seconds:
                 return (f"process {index} has not been heard of for {now - at:.0f} s, so it was "
                         f"killed or stopped; see {self._output(index)}")
@@ -115,10 +116,15 @@ class Watch:
         return f"{folder}/host-{index}/output.txt" if folder and index else "its output"
 
     def _end(self, line):
+        saying = threading.Thread(target=self._say, args=(line,), daemon=True)
+        saying.start()
+        saying.join(LAST_WORDS)  # a disk that is gone, or a full pipe, must not keep it alive
+        quit_now(1)
+
+    def _say(self, line):
         self.release()
         for text in (f"dreamer.py: {line}", *self.hints()):
             warn(one_line(text))
-        quit_now(1)
 
 
 def _nothing():

@@ -28,6 +28,8 @@ def check(config, env, shapes, seeds):
     """Compare the bytes of the largest arrays with the memory of the device.
 
     Raises: ValueError, one line."""
+    if seeds > 1 and jax.default_backend() != "cpu":
+        seeds //= devices.groups(config, seeds)
     parts = {name: seeds * size / GB for name, size in sizes(config, env, shapes).items()}
     have, needed = available() / GB, sum(parts.values())
     if needed > have:

@@ -34,7 +34,7 @@ from utils.hosts.output import redirect
 from utils.hosts.watch import WATCH
 from utils.run import commands, memory, sinks, weights
 from utils.run.arrays import flatten, unflatten
-from utils.run.checkpoint import Checkpoints
+from utils.run.checkpoint import Checkpoints, Saved
 from utils.run.curves import PICTURE, draw_run, draw_seeds
 from utils.run.diary import Diary, episodes, evaluation_metrics
 from utils.run.display import Board, Display, Progress
@@ -43,8 +43,6 @@ from utils.run.logger import FILES, METRICS, SCORES, Logger, make_folder
 from utils.run.signals import Stop
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")  # on which a run's numbers depend
-
-
 OWN = ("actor", "key")  # the part of a checkpoint that each process saves for itself
 
 
@@ -105,11 +103,15 @@ class Folder:
     def _load_common(self, warned):
         """The newest checkpoint of which all processes have their part.
 
+        Without the replay if a process has lost its part of it: then all begin with an empty one.
+
         Raises: ValueError, one line, if there is none."""
         saved = self.checkpoints.load(warned)
         step = min(GROUP.gather("steps", saved.record["step"]))
         if saved.record["step"] > step:
             saved = self.checkpoints.load(warned, step)
+        if not all(GROUP.gather("rows", saved.rows is not None)):
+            saved = Saved(saved.record, saved.arrays, None)
         return saved
 
     def open_logs(self):
@@ -122,8 +124,10 @@ class Folder:
         self._is_open = True
 
     def write_config(self, folder):
-        """Write config.yaml, with which the folder is that of a run."""
-        replace(folder / "config.yaml", dump(self.config).encode())
+        """Write config.yaml, with which the folder is that of a run, unless it is there already."""
+        path, text = folder / "config.yaml", dump(self.config).encode()
+        if not (path.exists() and path.read_bytes() == text):
+            replace(path, text)
 
     def close(self):
         """Close the logs and unlock the folder."""
@@ -198,7 +202,7 @@ class Run(Folder):
         if self.diary.best is not None:
             tree["best"] = state.agent.params
         restored = self.fitted(unflatten, _of_process(tree), saved.arrays)
-        if saved.rows is None:  # the environments of each are filled by random draws of its own
+        if saved.rows is None:  # each process fills its replay with random draws of its own
             restored["key"] = parts.own_key(restored["key"])
         else:
             replay = self.fitted(restore, replay, saved.rows, saved.record["written"])
@@ -222,12 +226,12 @@ class Run(Folder):
 
     def end(self, score):
         """Write the results of a finished run: the best weights, their score, the plot."""
+        if GROUP.is_first:
+            weights.save(self.folder, self.best, self.config)
         self.diary.end(score)
-        if not GROUP.is_first:
-            return
-        weights.save(self.folder, self.best, self.config)
-        run, learning = self.config.run, self.config.learning
-        draw_run(self.folder, f"{run.env}, seed {run.seed}", learning, self.env.solved)
+        if GROUP.is_first:
+            run, learning = self.config.run, self.config.learning
+            draw_run(self.folder, f"{run.env}, seed {run.seed}", learning, self.env.solved)
 
     def own_env(self):
         """The flag without which commands do not import the environment's own code."""
@@ -251,8 +255,9 @@ class Session:
                              "by the host: start one run for each --seed")
         _check_group(command, env)
         sinks.check(command.config.log)
-        memory.check(command.config, env, shapes, command.seeds)
-        check_open(command.seeds)
+        seeds = GROUP.share(command.seeds)
+        memory.check(command.config, env, shapes, len(seeds))
+        check_open(len(seeds))
         backend.set_up(command.config)
         config, self.status, self._shapes, self._env = command.config, 0, shapes, env
         self.several, self._chunks, self._signal = command.seeds > 1, 0, None
@@ -261,17 +266,19 @@ class Session:
         with contextlib.ExitStack() as undo:
             self.folder = open_folder(undo, command, run.env)
             undo.callback(self._close)
-            for n in GROUP.share(command.seeds):
-                one, folder = reseeded(config, run.seed + n), self.folder
+            for n in seeds:
+                one, folder = reseeded(config, run.seed + n), GROUP.folder_in(self.folder)
                 if command.seeds > 1:
                     folder = make_folder(folder / f"seed-{one.run.seed}", run.env, run.seed)
-                self.runs.append(Run(GROUP.folder_in(folder), one, env, began))
+                elif not (GROUP.is_first or command.run):
+                    make_folder(folder, run.env, run.seed)
+                self.runs.append(Run(folder, one, env, began))
             if command.run:
                 self.runs[0].load_checkpoint()
             self._open()
             GROUP.gather("opened", None)
-            if not (self.folder / "config.yaml").exists() and not self.several:
-                self.runs[0].write_config(self.folder)  # on a disk of its own
+            if not self.several:
+                self.runs[0].write_config(self.folder)  # again where it is a disk of its own
             undo.pop_all()  # success: keep everything open
         GROUP.part()
 
@@ -416,11 +423,17 @@ class Session:
         for run, part in self._split(evaluation_metrics(*evaluation, name="score")):
             run.end(part)
         self._display.__exit__()
-        config = self.runs[0].config
-        if self.several and (folders := seed_folders(self.folder, self._seeds)):
-            draw_seeds(self.folder, config.run.env, folders, config.learning, self._env.solved)
+        if self.several:
+            self._draw_seeds()
         for line in self._summary():
             self._display.say(line)
+
+    def _draw_seeds(self):
+        """Draw the curve of all seeds: the process that ends last does, one at a time."""
+        config, held = self.runs[0].config, lock(self.folder, wait=True)
+        if folders := seed_folders(self.folder, self._seeds):
+            draw_seeds(self.folder, config.run.env, folders, config.learning, self._env.solved)
+        os.close(held)
 
     def _summary(self):
         """The last lines of a run: scores, files, and the commands that come next."""
@@ -446,7 +459,8 @@ class Session:
     def _files(self):
         """The names of the files in the folder of the run or of the seeds."""
         if self.several:
-            return f"{PICTURE} of all, seed-{self.runs[0].config.run.seed} ... with a run each"
+            of_all = f"{PICTURE} of all, " if (self.folder / PICTURE).exists() else ""
+            return f"{of_all}seed-{self.runs[0].config.run.seed} ... with a run each"
         return f"{PICTURE}, metrics.jsonl, scores.jsonl, config.yaml, weights.npz"
 
     def _episodes(self, steps, stats):
@@ -546,7 +560,7 @@ def _check_group(command, env):
 
     Raises: ValueError, one line."""
     if command.hosts and not GROUP.flags:
-        raise ValueError("--hosts: must be a flag of python dreamer.py itself")
+        raise ValueError("--hosts: works only on the command line of dreamer.py")
     if GROUP.shares and env.on_host:
         raise ValueError(f"--hosts: divides what is compiled, and {env.name} is stepped by the "
                          "host: start one run for each --seed")
@@ -566,7 +580,8 @@ def _facts(command):
                if section != "log" and key != "compile_cache"}
     return numbers | _versions() | {
         "--seeds": command.seeds, "--resume": bool(command.run),
-        "python": platform.python_version(), "code": code(), "platform": jax.default_backend()}
+        "python": platform.python_version(), "code": code(), "platform": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind}
 
 
 def describe(config, env, shapes):
