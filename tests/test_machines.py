@@ -156,6 +156,7 @@ def test_closed_streams_are_opened_so_that_no_file_takes_their_place(closed):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("program, handler", [
     (["dreamer.py"], signal.SIG_DFL), (["-m", "utils.watch"], signal.SIG_DFL),
+    (["/a/dreamer4.py"], signal.SIG_DFL), (["dreamer5.py"], signal.default_int_handler),
     (["mine.py"], signal.default_int_handler), (["-m", "my.utils"], signal.default_int_handler)])
 def test_ctrl_c_ends_the_imports_of_our_programs_at_once_and_not_those_of_others(program, handler):
     with mock.patch.object(sys, "orig_argv", [sys.executable, *program]):
@@ -168,6 +169,14 @@ def test_ctrl_c_ends_the_imports_of_our_programs_at_once_and_not_those_of_others
             assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("words, name", [
+    (["dreamer4.py"], "dreamer4.py"), (["a/dreamer.py"], "dreamer.py"),
+    (["-m", "utils.watch"], "dreamer.py"), (["mine.py"], "dreamer.py")])
+def test_a_message_before_the_start_begins_with_the_program(words, name):
+    with mock.patch.object(sys, "orig_argv", [sys.executable, *words]):
+        assert start.program() == name
 
 
 def _said_to_a_full_pipe(*_):

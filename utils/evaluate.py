@@ -17,7 +17,6 @@ import numpy as np
 import dreamer
 from utils.agent import Agent
 from utils.core import cli
-from utils.dreamer4 import commands as on_square
 from utils.run.files import refuse_links
 
 EVALUATIONS = "evaluations.jsonl"
@@ -28,8 +27,10 @@ def main(argv=None):
     """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = _flags(argv)
-        if cli.program_of(flags.run) == on_square.PROGRAM:
-            on_square.evaluate(flags)
+        if cli.program_of(flags.run) == cli.DREAMER4:
+            from utils.dreamer4 import commands  # only where it is needed
+
+            commands.evaluate(flags)
         else:
             score(load(flags, episodes=flags.episodes), Path(flags.run))
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:

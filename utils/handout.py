@@ -18,11 +18,13 @@ from utils.core import cli
 from utils.core.config import ConfigError, nearest
 from utils.course import catalogue
 
-FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml", "dreamer4.py",
-         "dreamer4.yaml", "requirements.txt", "pyproject.toml", "README.md", "LICENSE",
-         ".gitignore", "docs", "utils")
-TEACHERS = ("equations.py", "handout.py", "grade.py", "mistakes.py", "course")  # of utils/
-TELLING = ("mistakes.*", "teaching.md")  # of docs/: solutions and pages for teachers
+FILES = ("dreamer.py", "jaxmodels_nnx.py", "gymnax_wrappers.py", "dreamer.yaml",
+         "requirements.txt", "pyproject.toml", "README.md", "LICENSE", ".gitignore", "docs",
+         "utils")
+# Of utils/: tools for teachers, and Dreamer 4, which does much as dreamer.py does it.
+TEACHERS = ("equations.py", "handout.py", "grade.py", "mistakes.py", "course", "dreamer4")
+# Of docs/: solutions, pages for teachers and those of Dreamer 4.
+TELLING = ("mistakes.*", "teaching.md", "dreamer4.*", "differences4.md")
 # {file: tasks that it repeats}: the file is replaced if one of them is to be written.
 RETELLING = {
     "utils/explain.py": {"world_losses", "advantages", "imagination_losses", "replay_critic_loss",
@@ -37,8 +39,8 @@ print(f"{__spec__.name}: left out of this copy, because it contains solutions", 
 sys.exit(2)
 '''
 PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in (
-    "differences", "differences4", "dreamer4", "environments", "equations", "imagination",
-    "reading", "results", "running", "speed", "speed_trials")))
+    "differences", "environments", "equations", "imagination", "reading", "results", "running",
+    "speed", "speed_trials")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md
 ASSIGNMENT = "ASSIGNMENT.md"

@@ -20,7 +20,6 @@ from utils.agent import Agent
 from utils.core import cli
 from utils.core import config as configuration
 from utils.core.settings import Config
-from utils.dreamer4 import commands as on_square
 from utils.pictures import figures, imagined_film, observations, page, studies
 from utils.pictures import names as naming
 from utils.pictures.drawings import bar_axis
@@ -44,8 +43,10 @@ def main(argv=None):
     """The command: -> exit status"""
     try:
         flags = cli.run_parser("utils.report", __doc__.splitlines()[0]).parse_args(argv)
-        if cli.program_of(flags.run) == on_square.PROGRAM:
-            on_square.report(flags)
+        if cli.program_of(flags.run) == cli.DREAMER4:
+            from utils.dreamer4 import commands  # only where it is needed
+
+            commands.report(flags)
             return 0
         cli.check_run(flags.run)
         return write(flags.run, env=flags.env)

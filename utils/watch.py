@@ -21,7 +21,6 @@ from PIL import Image, ImageOps
 import dreamer
 from utils import evaluate
 from utils.core import cli
-from utils.dreamer4 import commands as on_square
 from utils.pictures import film, names
 from utils.pictures.drawings import SIZE, bar_axis, draw
 from utils.worlds.host import RENDERED, Worlds
@@ -41,8 +40,10 @@ def main(argv=None):
     """The command -> exit status: 0, or 2 for a user error"""
     try:
         flags = evaluate.parser("utils.watch", __doc__.splitlines()[0]).parse_args(argv)
-        if cli.program_of(flags.run) == on_square.PROGRAM:
-            on_square.watch(flags)
+        if cli.program_of(flags.run) == cli.DREAMER4:
+            from utils.dreamer4 import commands  # only where it is needed
+
+            commands.watch(flags)
         else:
             watch(evaluate.load(flags), Path(flags.run))
     except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:

@@ -15,6 +15,7 @@ from utils.core.settings import Config
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "dreamer.yaml"
 GYMNASIUM = "gymnasium"  # in front of its ids, and the preset of what the host steps
+DREAMER4 = "dreamer4.py"  # the other program, whose runs some commands read, too
 WORLD_MODEL = "world_model"  # the preset of --world-model-only
 WIDEST = 200  # columns of a message
 # Flags of older versions, and the commands that replaced them.
@@ -108,7 +109,7 @@ def program_of(folder):
     """The program whose run this is, by a section that the other one's configuration lacks."""
     path = Path(folder) / "config.yaml"
     is_four = path.is_file() and "tokenizer" in configuration.read(path)
-    return "dreamer4.py" if is_four else Config.PROGRAM
+    return DREAMER4 if is_four else Config.PROGRAM
 
 
 def check_own_code(folder, env):

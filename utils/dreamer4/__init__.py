@@ -1,1 +1,1 @@
-"""What dreamer4.py stands on: its settings, its layers, its optimiser, and the square's world."""
+"""Dreamer 4 around dreamer4.py: layers, optimiser, the square's world, runs, pictures, commands."""
