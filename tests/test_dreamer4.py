@@ -17,6 +17,7 @@ from dreamer4 import Levels
 from jaxmodels_nnx import Categorical
 from utils.core import config as configuration
 from utils.dreamer4 import layers, optimizer, square
+from utils.dreamer4.baselines import baselines
 from utils.dreamer4.settings import PHASES, Config
 
 SHIPPED = Path(__file__).parent.parent / "dreamer4.yaml"
@@ -789,3 +790,38 @@ def test_numbers_that_do_not_fit_are_refused_with_what_would(sets, message):
     with pytest.raises(configuration.ConfigError) as told:
         settings(*sets)
     assert message in str(told.value) and "\n" not in str(told.value)
+
+
+# ---- A tiny world --------------------------------------------------------------------------------
+
+# One white pixel on 4 x 4 black ones, whose optimum is known: each phase can be learned in seconds.
+TINY = """world.size=4 world.smallest=1 world.largest=1 world.colour_low=255 world.sequences=256
+world.length=16 world.hold_high=2 evaluation.sequences=64 evaluation.episodes=64 evaluation.steps=8
+tokenizer.patch=2 tokenizer.width=32 tokenizer.hidden=32 tokenizer.batch=32
+tokenizer.length=1 dynamics.width=48 dynamics.hidden=96 dynamics.batch=16 dynamics.length=8
+agent.units=32 agent.bins=41 agent.batch=16 agent.length=8 imagination.dreams=32
+imagination.horizon=4 imagination.value_warmup=30 imagination.adam=0.005 optimizer.warmup=10
+run.tokenizer=600 run.dynamics=1500 run.agent=1000 run.policy=300""".split()
+
+
+@pytest.mark.slow
+def test_all_phases_learn_a_tiny_world():
+    config = settings(*TINY, "tokenizer.encoder=space", "tokenizer.decoder=space")
+    program, _ = dreamer4.build(config)
+    state = dreamer4.init(program, jax.random.key(0))
+    videos, fresh = (square.videos(jax.random.key(seed), config.world, number)
+                     for seed, number in ((1, 256), (2, 64)))
+    figures = {}
+    for phase in PHASES:
+        state, data = dreamer4.begin(program, phase, state, videos)
+        state, _ = dreamer4.train_chunk(program, phase, getattr(config.run, phase), state, data)
+        figures[phase] = jax.device_get(
+            dreamer4.evaluate(program, phase, state, fresh, jax.random.key(3)))
+    yardsticks = baselines(config, "policy", fresh, jax.random.key(3))["return_sampled"]
+    assert figures["tokenizer"]["psnr"] > 35.0
+    assert figures["dynamics"]["first_k2"] > 20.0, figures  # 9.0 for the last frame repeated
+    assert figures["dynamics"]["psnr_k2"] > figures["dynamics"]["psnr_k1"] - 2.0, figures
+    assert figures["dynamics"]["wrong_actions"] < 13.0, figures
+    assert figures["agent"]["reward_error"] < 0.1, figures
+    assert figures["policy"]["return_sampled"] > 0.7 * yardsticks["best"] + 0.3 * yardsticks[
+        "random"], (figures, yardsticks)
