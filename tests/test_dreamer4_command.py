@@ -239,9 +239,9 @@ def _run_of_dreamer(folder):
 def test_each_program_refuses_the_runs_of_the_other(finished, refuse, tmp_path, capsys):
     old, new = _run_of_dreamer(tmp_path / "old"), str(finished[0])
     for flags in (["--resume", old], ["--phase", "2", "--run", old]):
-        assert "is a run of dreamer.py, expected one of dreamer4.py" in refuse(*flags)
+        assert "is a run of dreamer.py, expected a run of dreamer4.py" in refuse(*flags)
     line = _refused(capsys, dreamer.main, "--resume", new)
-    assert "is a run of dreamer4.py, expected one of dreamer.py" in line
+    assert "is a run of dreamer4.py, expected a run of dreamer.py" in line
     with pytest.raises(ValueError, match="is a run of dreamer4.py"):
         Agent(new)
     for main in (evaluate.main, watch.main):
