@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,9 +22,12 @@ import pytest
 import dreamer
 from utils.core import config, devices
 from utils.core.settings import Config
+from utils.hosts import group as the_group
 from utils.hosts.group import Ended, Group
 from utils.hosts.join import join, place_of
-from utils.run.checkpoint import Checkpoints
+from utils.run import session
+from utils.run.checkpoint import Checkpoints, Saved
+from utils.run.session import Run
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--preset", "debug", "--steps", "1600", "--set", "run.devices=2", "--set", "run.chunk=64",
@@ -322,6 +327,53 @@ def test_what_all_tell_is_gathered_in_order_and_an_end_is_not_waited_for(three):
     three[1]._tell_end("a full disk")
     with pytest.raises(Ended, match="process 1 has ended: a full disk"):
         three[0].gather("more", None)
+
+
+def test_a_process_that_tells_nothing_is_given_up_by_name(three, monkeypatch):
+    monkeypatch.setattr(the_group, "PATIENCE", 0.05)
+    three[1].post("step/1", 10)
+    with pytest.raises(Ended, match="process 2 has told nothing for 0 s"):
+        three[0].gather("step", 0)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_process_0_waits_at_its_end_for_those_that_live_and_not_for_the_silent(
+        silent, three, monkeypatch):
+    monkeypatch.setattr(the_group, "PAUSE", 0.01)
+    monkeypatch.setattr(the_group, "SILENT", 0.05)
+    began, first = time.monotonic(), three[0]
+    told = first.told
+    if not silent:  # another sign of life at each look
+        monkeypatch.setattr(first, "told", lambda name: told(name) | {9: time.monotonic()})
+    first._wait_for_others(1.0)
+    assert (time.monotonic() - began < 0.9) == silent
+
+
+def test_all_begin_with_an_empty_replay_where_one_has_lost_its_part(three, monkeypatch):
+    newest, rows = [9600, 4800, 4800], [{"x": [1]}, None, {"x": [1]}]
+
+    def common(mine):
+        def load(_, step=newest[mine.index]):
+            return Saved({"step": step}, {}, rows[mine.index])
+
+        groups.value = mine
+        return Run._load_common(SimpleNamespace(checkpoints=SimpleNamespace(load=load)), None)
+
+    groups = threading.local()
+    monkeypatch.setattr(session, "GROUP", _Mine(groups))
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(common, three)]
+    assert [(saved.record["step"], saved.rows) for saved in found] == [(4800, None)] * 3
+
+
+class _Mine:
+    """The Group of the thread that asks."""
+
+    def __init__(self, groups):
+        self._groups = groups
+
+    def __getattr__(self, name):
+        return getattr(self._groups.value, name)
 
 
 @pytest.mark.parametrize("name, value, line", [
