@@ -40,7 +40,7 @@ sys.exit(2)
 '''
 PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in (
     "differences", "environments", "equations", "hosts", "imagination", "reading", "results",
-    "running", "speed", "speed_trials")))
+    "running", "speed", "speed_trials", "stability")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
 COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md
 ASSIGNMENT = "ASSIGNMENT.md"
