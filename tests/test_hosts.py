@@ -349,31 +349,37 @@ def test_process_0_waits_at_its_end_for_those_that_live_and_not_for_the_silent(
     assert (time.monotonic() - began < 0.9) == silent
 
 
-def test_all_begin_with_an_empty_replay_where_one_has_lost_its_part(three, monkeypatch):
-    newest, rows = [9600, 4800, 4800], [{"x": [1]}, None, {"x": [1]}]
+class Newest:
+    """The Checkpoints of a process: the newest step, and the rows of its replay."""
 
-    def common(mine):
-        def load(_, step=newest[mine.index]):
-            return Saved({"step": step}, {}, rows[mine.index])
+    def __init__(self, step, rows):
+        self.step, self.rows = step, rows
 
-        groups.value = mine
-        return Run._load_common(SimpleNamespace(checkpoints=SimpleNamespace(load=load)), None)
-
-    groups = threading.local()
-    monkeypatch.setattr(session, "GROUP", _Mine(groups))
-    with ThreadPoolExecutor(3) as pool:
-        found = [*pool.map(common, three)]
-    assert [(saved.record["step"], saved.rows) for saved in found] == [(4800, None)] * 3
+    def load(self, _warned, step=None):
+        """A Saved without arrays."""
+        return Saved({"step": step or self.step}, {}, self.rows)
 
 
-class _Mine:
+class Mine:
     """The Group of the thread that asks."""
 
-    def __init__(self, groups):
-        self._groups = groups
+    here = threading.local()
 
     def __getattr__(self, name):
-        return getattr(self._groups.value, name)
+        return getattr(self.here.group, name)
+
+
+def _load_common(group, checkpoints):
+    Mine.here.group = group
+    return Run._load_common(SimpleNamespace(checkpoints=checkpoints), None)
+
+
+def test_all_begin_with_an_empty_replay_where_one_has_lost_its_part(three, monkeypatch):
+    monkeypatch.setattr(session, "GROUP", Mine())
+    newest = [Newest(9600, {"x": [1]}), Newest(4800, None), Newest(4800, {"x": [1]})]
+    with ThreadPoolExecutor(3) as pool:
+        found = [*pool.map(_load_common, three, newest)]
+    assert [(saved.record["step"], saved.rows) for saved in found] == [(4800, None)] * 3
 
 
 @pytest.mark.parametrize("name, value, line", [
