@@ -139,6 +139,9 @@ def test_a_run_that_begins_with_a_later_phase_ends_as_the_one_it_took_the_others
         np.testing.assert_array_equal(kept[name], old[name], name)
     assert {path.name for path in (run / "phases").iterdir()} == {
         path.name for path in (finished[0] / "phases").iterdir()}
+    results = json.loads((run / "results.json").read_text("utf-8"))
+    seconds = [one["seconds"] for one in results["phases"].values()]
+    assert min(seconds) > 0 and sum(seconds) <= results["seconds"]
 
 
 def test_a_run_that_fails_says_why_and_how_to_go_on(tmp_path, monkeypatch, capsys):

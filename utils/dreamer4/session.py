@@ -71,6 +71,7 @@ class Session(Folder):
                 self._taken, self.results = phases.load(command.source, name)
                 phases.save(self.folder, name, self._taken, self.results, self.config)
             self.updates |= {name: getattr(command.config.run, name) for name in before}
+            self._began -= self._seconds()  # as if they had been run here
 
     def check_unfinished(self, record):
         """Check that the run has something left to do. Raises: ValueError, one line."""
@@ -179,11 +180,9 @@ class Session(Folder):
         self.save(state)
 
     def _finish(self, state):
-        last = max((one["elapsed"] for one in self.results.values()), default=0.0)
         self.results[self.phase] = {
             "updates": self.updates[self.phase], "figures": self._figures,
-            "baselines": self._baselines, "elapsed": self._elapsed(),
-            "seconds": self._elapsed() - last}
+            "baselines": self._baselines, "seconds": self._elapsed() - self._seconds()}
         phases.save(self.folder, self.phase, phases.named(state), self.results, self.config)
         name, value = self._figure()
         self.say(f"phase        {self._progress().title}: {figures.said(name, value)} "
@@ -238,6 +237,10 @@ class Session(Folder):
 
     def _elapsed(self):
         return time.perf_counter() - self._began
+
+    def _seconds(self):
+        """Seconds of all phases that are over."""
+        return sum(one["seconds"] for one in self.results.values())
 
     def _rate(self):
         """Updates per second since the first chunk of this phase, which had to be compiled."""
