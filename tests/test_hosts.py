@@ -470,6 +470,29 @@ def test_a_run_one_of_whose_processes_is_gone_ends_and_goes_on_later(number, wro
 
 
 @pytest.mark.slow
+def test_four_processes_begin_like_one_with_four_devices_up_to_rounding(tmp_path):
+    flags = [flag.replace("1600", "480").replace("devices=2", "devices=4") for flag in FLAGS]
+    flags += ["--set", "run.envs=4"]
+    four, one = tmp_path / "four", tmp_path / "one"
+    with _started([ROOT / "dreamer.py"], [*flags, "--logdir", four], count=4) as processes:
+        ends = processes.ends()
+    assert [status for status, *_ in ends] == [0] * 4, ends
+    devices_of_one = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, "dreamer.py", *flags, "--logdir", str(one)], cwd=ROOT,
+                          env=IN_FULL | devices_of_one, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, expected = _rows(four / "metrics.jsonl"), _rows(one / "metrics.jsonl")
+    assert len(found) == len(expected) > 3 and found[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():  # sums are rounded otherwise, and soon a draw differs
+        np.testing.assert_allclose(found[0][name], value, rtol=0.05, atol=0.01, err_msg=name)
+    assert all(_rows(four / f"host-{index}" / "metrics.jsonl") == found for index in range(1, 4))
+    parts = [four, *(four / f"host-{index}" for index in range(1, 4))]
+    whole, *own = (Checkpoints(folder).load(pytest.fail).rows["x"] for folder in (one, *parts))
+    before = 96 // 4  # rows of each environment before the first update
+    np.testing.assert_array_equal(np.concatenate(own)[:, :before], whole[:, :before])
+
+
+@pytest.mark.slow
 def test_an_error_in_one_process_ends_all_with_a_line_each(tmp_path):
     run = tmp_path / "run"
     with _train(*FLAGS, "--logdir", run) as processes:
