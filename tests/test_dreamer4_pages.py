@@ -51,10 +51,10 @@ def results(found):
             rows.append((f"{number} {phase}", f"{what}, {unit}".rstrip(", "), others, *values))
     rows.append(("", "whole run, seconds", "", *(f"{run['seconds']:,.0f}" for run in found)))
     rows.append(("", "peak memory, MB", "", *(f"{run['bytes'] / 1e6:,.0f}" for run in found)))
+    rows.append(("", "CPU cores", "", *(str(run["machine"]["cpus"]) for run in found)))
     where = found[0]
-    return _markdown(rows) + (
-        f"\n\nMeasured on {where['date']} with {where['machine']['cpus']} CPU cores "
-        f"({where['machine']['model']}), jax {where['versions']['jax']}.")
+    return _markdown(rows) + (f"\n\nMeasured on {where['date']}, {where['machine']['model']}, "
+                              f"jax {where['versions']['jax']}.")
 
 
 def _markdown(rows):

@@ -131,6 +131,15 @@ def test_a_signal_to_one_process_stops_all_at_the_same_chunk_and_says_how_to_res
     assert all(err == "" for *_, err in ends) and ends[1][1] == ""
 
 
+def test_two_processes_equal_one_with_two_devices_to_the_bit(whole, stopped):
+    run, *_ = stopped
+    for log in ("metrics.jsonl", "scores.jsonl"):
+        rows = _rows(run / log)
+        assert len(rows) > 3 and rows == _rows(run / "host-1" / log)
+        assert rows == _rows(whole / log)[:len(rows)]
+
+
+@pytest.mark.slow
 def test_two_processes_stopped_and_resumed_equal_one_with_two_devices_to_the_bit(whole, resumed):
     run, ends = resumed
     assert [status for status, *_ in ends] == [0, 0], ends
@@ -153,21 +162,20 @@ def test_two_processes_stopped_and_resumed_equal_one_with_two_devices_to_the_bit
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_agent_is_saved_once_and_each_process_saves_its_own_part(resumed):
-    run, _ = resumed
-    names = {path.name for path in run.iterdir()}
-    assert names == {"checkpoints", "config.yaml", "host-1", "learning_curve.png", "metrics.jsonl",
-                     "scores.jsonl", "weights.npz"}
+def test_the_agent_is_saved_once_and_each_process_saves_its_own_part(stopped):
+    run, *_ = stopped
+    names = {path.name for path in run.iterdir()} - {"weights.npz"}  # of the best evaluation so far
+    assert names == {"checkpoints", "config.yaml", "host-1", "metrics.jsonl", "scores.jsonl"}
     assert {path.name for path in (run / "host-1").iterdir()} == {
         "checkpoints", "metrics.jsonl", "output.txt", "scores.jsonl"}
     second = Checkpoints(run / "host-1").load(pytest.fail).arrays
     assert {name.partition("/")[0] for name in second} == {"actor", "key"}
     said = (run / "host-1" / "output.txt").read_text("utf-8")
-    assert "steps 100%" in said and "dreamer.py:" not in said
+    assert "eval" in said and "dreamer.py:" not in said
 
 
-def test_a_run_of_two_processes_is_not_resumed_by_one(resumed, capsys):
-    run, _ = resumed
+def test_a_run_of_two_processes_is_not_resumed_by_one(stopped, capsys):
+    run, *_ = stopped
     before = sorted(run.rglob("*"))
     assert dreamer.main(["--resume", str(run), "--steps", "4800"]) == 2
     assert capsys.readouterr().err == (f"dreamer.py: {run}: was saved by 2 processes, found 1: it "
@@ -483,8 +491,9 @@ def test_four_processes_begin_like_one_with_four_devices_up_to_rounding(tmp_path
     assert done.returncode == 0, done.stderr
     found, expected = _rows(four / "metrics.jsonl"), _rows(one / "metrics.jsonl")
     assert len(found) == len(expected) > 3 and found[0].keys() == expected[0].keys()
-    for name, value in expected[0].items():  # sums are rounded otherwise, and soon a draw differs
-        np.testing.assert_allclose(found[0][name], value, rtol=0.05, atol=0.01, err_msg=name)
+    for name in (name for name in expected[0] if name.startswith("losses/")):
+        # Sums are rounded otherwise, and soon a draw differs.
+        np.testing.assert_allclose(found[0][name], expected[0][name], 0.05, 0.01, err_msg=name)
     assert all(_rows(four / f"host-{index}" / "metrics.jsonl") == found for index in range(1, 4))
     parts = [four, *(four / f"host-{index}" for index in range(1, 4))]
     whole, *own = (Checkpoints(folder).load(pytest.fail).rows["x"] for folder in (one, *parts))
