@@ -190,14 +190,14 @@ def test_a_run_of_two_processes_is_not_resumed_by_one(stopped, capsys):
 LIGHT = """
 import sys, time
 from utils.hosts import join, watch
-join.PATIENCE, join.QUIET, watch.OWN_END, watch.PERIOD = 20.0, 0.5, 0.5, 0.2
+join.PATIENCE, join.QUIET, watch.OWN_END, watch.PERIOD = 20.0, 10.0, 0.5, 0.2
 watch.SILENT, watch.LEAST = 5.0, 10.0  # a busy machine may keep a process waiting for seconds
 join.join(sys.argv[1:])
 GROUP, WATCH = join.GROUP, watch.WATCH
 WATCH.folder, WATCH.hints = "RUN", lambda: ["saved        step 64"]
 print("joined", flush=True)
 """
-IMPATIENT = LIGHT.replace("= 20.0,", "= 4.0,")
+IMPATIENT = LIGHT.replace("20.0, 10.0,", "4.0, 0.5,")
 # What process 1 does while the others wait for a chunk of training.
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 STOPPED = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
