@@ -353,8 +353,10 @@ def test_process_0_waits_at_its_end_for_those_that_live_and_not_for_the_silent(
     monkeypatch.setattr(the_group, "SILENT", 0.05)
     began, first = time.monotonic(), three[0]
     told = first.told
-    if not silent:  # another sign of life at each look
-        monkeypatch.setattr(first, "told", lambda name: told(name) | {9: time.monotonic()})
+    alive = 0 if silent else 1  # process 0 itself lives on; one that is silent was killed
+    first.post("left/2", None)
+    monkeypatch.setattr(first, "told", lambda name: told(name) | (
+        {alive: time.monotonic(), 2: time.monotonic()} if name == "beat" else {}))
     first._wait_for_others(1.0)
     assert (time.monotonic() - began < 0.9) == silent
 

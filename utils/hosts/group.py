@@ -167,10 +167,12 @@ class Group:
         until, signs, heard = now + seconds, None, now
         with contextlib.suppress(RuntimeError, OSError):  # the service is gone already
             while (now := time.monotonic()) < min(until, heard + SILENT):
-                if len({*self.told("left"), *self.told("ended")}) == self.count:
+                gone = {*self.told("left"), *self.told("ended"), self.index}
+                if len(gone) == self.count:
                     self._end_service()
                     return
-                if (new := self.told("beat")) != signs:
+                beats = self.told("beat").items()
+                if (new := [one for one in beats if one[0] not in gone]) != signs:
                     signs, heard = new, now
                 time.sleep(PAUSE)
 
