@@ -86,6 +86,14 @@ def test_a_block_gru(rows, form):
     compared(form, Sequence, *(jax.random.normal(KEY, (rows, size)) for size in (16, 6, 2)))
 
 
+def test_a_bias_is_apart_from_its_product_only_where_no_gradient_is_asked_for():
+    layer = fast_forms.rounded(models.BlockLinear(8, 4, 2, rngs()), "float32")
+    total = lambda x: layer(x).sum()  # noqa: E731
+    forwards, backwards = (str(jax.make_jaxpr(function)(jnp.ones((3, 8))))
+                           for function in (total, jax.grad(total)))
+    assert "optimization_barrier" in forwards and "optimization_barrier" not in backwards
+
+
 def networks_of(x_shape, discrete, *sets):
     """(program, weights) of a small agent for such observations, no weight of it zero."""
     world = SimpleNamespace(x_shape=x_shape, is_image=len(x_shape) == 3, action_size=3,

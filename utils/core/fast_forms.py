@@ -25,7 +25,7 @@ import jaxmodels_nnx as plain
 
 FEW_ROWS = 64  # with fewer, the plain gradient is faster (measured with 16; not with 1,024)
 PIXELS = 2**14  # of all images that a convolution processes at once: these fit the cache
-STEPS = 8  # of a loop that are one piece on a GPU: what they share is computed once for all eight
+STEPS = 16  # of a loop that are one piece on a GPU: what they share is computed once for all
 ROW = 1024  # numbers of one tensor that `norms` sums at once on a GPU
 
 
@@ -103,7 +103,7 @@ def count_at_most(bins, x):
 def scan(step, start, inputs, reverse=False):
     """jax.lax.scan(step, start, inputs, reverse=reverse)
 
-    On a GPU eight steps are one piece, and the gradient is computed in another order: see
+    On a GPU 16 steps are one piece, and the gradient is computed in another order: see
     `_scan_backward`."""
     if on_cpu():
         return jax.lax.scan(step, start, inputs, reverse=reverse)
@@ -173,6 +173,29 @@ class NormByRows(plain.RMSNorm):
 
     def __call__(self, x):
         return by_rows(super().__call__(by_rows(x)))
+
+
+@jax.custom_vjp
+def apart(product):
+    """A matrix product that what follows is not part of, where its gradient is not asked for.
+
+    cuBLAS adds a product to what its output holds, so XLA would copy the bias there first, in a
+    kernel of its own. Where the gradient is asked for, `_scan_backward` computes the products of
+    many steps in one, and this would cost a kernel for each."""
+    return jax.lax.optimization_barrier(product)
+
+
+apart.defvjp(lambda product: (product, None), lambda _, slope: (slope,))
+
+
+class BiasApart(plain.BlockLinear):
+    """Blocks whose bias is added after the product, not by it."""
+
+    def __call__(self, x):
+        kernel = self.kernel[...]
+        pieces = x.astype(kernel.dtype).reshape(*x.shape[:-1], *kernel.shape[:2])
+        y = apart(jnp.einsum("...gi,gio->...go", pieces, kernel))
+        return y.reshape(*x.shape[:-1], -1) + self.bias[...]
 
 
 # ---- Layers on a CPU -----------------------------------------------------------------------------
@@ -326,4 +349,4 @@ def _swap(tree):
 
 FAST = {plain.Linear: FastLinear, plain.Conv: FastConv, plain.ConvEncoder: FastConvEncoder,
         plain.ConvDecoder: FastConvDecoder}
-ON_A_GPU = {plain.RMSNorm: NormByRows}
+ON_A_GPU = {plain.RMSNorm: NormByRows, plain.BlockLinear: BiasApart}
