@@ -6,11 +6,15 @@ code. What one test compiled, another one loads, in this process and in all othe
 that a test can name are markers: -m symlog, -m week1, -m "observe and week2".
 """
 
+import copy
+import gc
 import json
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
-from importlib import import_module
+from functools import partial
+from importlib import import_module, metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,11 @@ import pytest
 # Settings of jax, for this process, which imports it later, and for all that tests start.
 HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[HURRY] = "1"
+# LLVM gets a program in one piece, not in one for each of many cores: a seventh less work. (A
+# later jax may not know the flag, and would end.)
+ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
+if metadata.version("jax").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PIECE}".strip()
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED.name)  # or that of who started these
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -33,10 +42,35 @@ def pytest_cmdline_main(config):
         option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
 
 
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not look for what is unused among it.
+
+    It looked so often that this took a tenth of the time: tracing makes millions of objects."""
+    if config := sys.modules.get("utils.core.config"):
+        config.parse = partial(_parsed, config.parse, {})
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def _parsed(parse, known, source):
+    """The values in YAML; the numbers of the programs, read a thousand times, are parsed once."""
+    if isinstance(source, str):
+        return parse(source)
+    text = source.read()
+    source.seek(0)
+    if not text.startswith("# Every number of the program"):
+        return parse(source)
+    if text not in known:
+        known[text] = parse(source)
+    return copy.deepcopy(known[text])
+
+
 @pytest.fixture(scope="session")
 def full():
     """The environment of processes that compile in full, as those of a user do."""
-    return {name: value for name, value in os.environ.items() if name != HURRY}
+    return {name: value.replace(ONE_PIECE, "") for name, value in os.environ.items()
+            if name != HURRY}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +78,7 @@ def _slow_tests_in_full(request, monkeypatch):
     """Slow tests measure what a user gets, and train for long."""
     if request.node.get_closest_marker("slow"):
         monkeypatch.delenv(HURRY)
+        monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(ONE_PIECE, ""))
         with _in_full():
             yield
     else:
@@ -92,10 +127,12 @@ def pytest_configure(config):
 
 
 # The files that take longest: they come first, so that neither process is left with one at the end.
-LONGEST = ["test_hosts.py", "test_tiny_worlds.py", "test_session.py", "test_gymnasium.py",
-           "test_report.py", "test_program.py", "test_seeds.py", "test_grade.py",
-           "test_mistakes.py", "test_explain.py", "test_suite.py", "test_handout.py",
-           "test_bench.py", "test_dreamer4.py", "test_dreamer4_command.py", "test_user_env.py",
+LONGEST = ["test_hosts.py", "test_session.py", "test_tiny_worlds.py", "test_dreamer4.py",
+           "test_gymnasium.py", "test_dreamer4_command.py", "test_report.py", "test_program.py",
+           "test_fast_forms.py", "test_handout.py", "test_seeds.py", "test_fuzz.py",
+           "test_devices.py", "test_golden.py", "test_explain.py", "test_fleet.py",
+           "test_commands.py", "test_grade.py", "test_gymnax_wrappers.py", "test_user_env.py",
+           "test_equations.py", "test_drawings.py", "test_bench.py", "test_suite.py",
            "test_replay.py"]
 
 

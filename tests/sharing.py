@@ -1,24 +1,48 @@
 """Runs of dreamer.py within the process of the tests, which share what was compiled."""
 
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 
 import dreamer
 from utils.core import xla
+from utils.run import session
+from utils.run.curves import PICTURE
 
 
 @contextmanager
-def one_program():
-    """In this block, runs with the same numbers have the same Program, compiled once."""
+def one_program(draws=True):
+    """In this block, runs with the same numbers have the same Program, compiled once.
+
+    Unless it `draws`, the picture at the end of a run is an empty file: a run takes no longer."""
     made, compiled = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dreamer, "build", partial(_build, made, dreamer.build))
         patch.setattr(xla, "forget", lambda: None)
         patch.setattr(xla, "compile_in_full", partial(_compile, compiled, xla.compile_in_full))
+        if not draws:
+            patch.setattr(session, "draw_run", lambda folder, *_: (folder / PICTURE).touch())
         yield
+    xla.forget()
+
+
+@contextmanager
+def stopped_after(chunks, number):
+    """In this block, a run gets a signal of this number when it has logged so many chunks."""
+    signals = iter([None] * (chunks - 1) + [number])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "log", partialmethod(
+            _log_and_stop, session.Session.log, signals))
+        yield
+
+
+def _log_and_stop(run, log, signals, *arguments):
+    log(run, *arguments)
+    if number := next(signals, None):
+        signal.raise_signal(number)
 
 
 def _build(made, build, config, env):

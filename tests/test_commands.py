@@ -109,7 +109,8 @@ def test_a_film_shows_an_episode_and_its_return_is_what_the_agent_got(run, capsy
         assert film.format == "GIF" and film.n_frames == int(length) + 1
 
 
-@pytest.mark.parametrize("env", ["Pendulum-v1", "Breakout-MinAtar", "FrozenLake-misc"])
+@pytest.mark.parametrize("env", ["Breakout-MinAtar", *(
+    pytest.param(env, marks=pytest.mark.slow) for env in ("Pendulum-v1", "FrozenLake-misc"))])
 def test_other_worlds_are_filmed_too(env, tmp_path, capsys):
     run = _run_of(tmp_path / "run", env)
     assert watch.main([str(run)]) == 0

@@ -617,8 +617,11 @@ def on_host(state):
 
 
 @pytest.fixture(scope="module")
-def trained(config):
-    """{phase: (state before, after 2, after 3 updates, metrics)}, one phase after the other."""
+def trained():
+    """{phase: (state before, after 2, after 3 updates, metrics)}, one phase after the other.
+
+    A layer of each kind in each network: that of another one would only take longer to compile."""
+    config = settings("tokenizer.encoder=space time", "dynamics.layers=space time")
     program, _ = dreamer4.build(config)
     state = dreamer4.init(program, jax.random.key(0))
     random = np.random.default_rng(0)
@@ -689,9 +692,10 @@ def test_every_third_batch_is_long_and_so_are_the_last():
 
 def test_a_long_batch_has_as_many_frames_as_a_short_one(config, networks, monkeypatch):
     program, _ = dreamer4.build(settings("dynamics.long_every=2", "dynamics.long_length=8"))
-    state = dreamer4.init(program, jax.random.key(0))
-    videos = square.videos(jax.random.key(1), config.world, 8)
-    record, shapes, pieces = dreamer4.encoded(program, state.params, videos), [], dreamer4.pieces
+    state = dreamer4.init.eval_shape(program, jax.random.key(0))
+    videos = jax.eval_shape(lambda key: square.videos(key, config.world, 8), jax.random.key(1))
+    record, shapes = dreamer4.encoded.eval_shape(program, state.params, videos), []
+    pieces = dreamer4.pieces
     monkeypatch.setattr(dreamer4, "pieces", lambda key, rows, batch, length: (
         shapes.append((batch, length)) or pieces(key, rows, batch, length)))
     jax.eval_shape(partial(dreamer4.dynamics_losses, networks, program), state, record,
@@ -749,16 +753,13 @@ PAPER = {
 }
 
 
-def test_the_preset_paper_has_the_numbers_and_the_sizes_of_the_paper():
+def test_the_preset_paper_has_the_numbers_of_the_paper():
+    """Its sizes are those that the program prints: tests/test_dreamer4_command.py."""
     paper = configuration.load(SHIPPED, Config, ["paper"])
     for section, numbers in PAPER.items():
         found = dataclasses.asdict(getattr(paper, section))
         assert {key: found[key] for key in numbers} == numbers, section
     assert paper.dynamics.context_noise / paper.dynamics.kmax == pytest.approx(0.1, abs=0.01)
-    _, shapes = dreamer4.build(paper)
-    weights = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
-    assert weights["tokenizer"] == pytest.approx(400e6, rel=0.02)
-    assert weights["dynamics"] == pytest.approx(1.6e9, rel=0.02)
 
 
 @pytest.mark.parametrize("preset", ["colours", "peer"])

@@ -1,12 +1,14 @@
 """The command around Dreamer 4: four phases, stop, resume, phases of another run, bad input."""
 
 import functools
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,18 @@ DEBUG = ["--config", str(ROOT / "dreamer4.yaml"), "--preset", "debug"]
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a debug run, and what the program printed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run([sys.executable, ROOT / "dreamer4.py", *DEBUG, "--logdir", folder],
+    folder, out, err = tmp_path_factory.mktemp("runs") / "whole", io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert dreamer4.main([*DEBUG, "--logdir", str(folder)]) == 0
+    assert err.getvalue() == ""
+    return folder, out.getvalue()
+
+
+def _by_a_user(*flags):
+    """The command in a process of its own: its status, and what it printed."""
+    done = subprocess.run([sys.executable, ROOT / "dreamer4.py", *map(str, flags)],
                           capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder, done.stdout
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +151,22 @@ def test_a_run_that_begins_with_a_later_phase_ends_as_the_one_it_took_the_others
     results = json.loads((run / "results.json").read_text("utf-8"))
     seconds = [one["seconds"] for one in results["phases"].values()]
     assert min(seconds) > 0 and sum(seconds) <= results["seconds"]
+
+
+def test_a_process_of_its_own_ends_with_the_status_and_the_line_of_the_command(finished):
+    status, out, err = _by_a_user("--resume", finished[0])
+    assert (status, out, err.count("\n")) == (2, "", 1) and "already finished all phases" in err
+
+
+@pytest.mark.slow
+def test_a_user_sees_the_same_lines_and_finds_the_same_files(finished, tmp_path):
+    _, out = finished
+    status, said, err = _by_a_user(*DEBUG, "--logdir", tmp_path / "run")
+    assert (status, err) == (0, "")
+    assert {line.split(" ")[0] for line in said.splitlines()} == {
+        line.split(" ")[0] for line in out.splitlines()}
+    assert {*os.listdir(tmp_path / "run")} >= {
+        "config.yaml", "metrics.jsonl", "results.json", "film.gif", "checkpoints", "phases"}
 
 
 def test_a_run_that_fails_says_why_and_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -273,12 +298,18 @@ def test_weights_beside_another_configuration_are_refused(finished, tmp_path, ca
     assert "belongs to another run" in _refused(capsys, evaluate.main, str(changed))
 
 
-def test_the_papers_sizes_are_printed_and_too_large_for_this_machine(tmp_path, capsys, monkeypatch):
+def test_the_papers_sizes_are_printed_and_too_large_for_this_machine(
+        tmp_path, capsys, monkeypatch):
+    """The tokenizer of the paper has 400 million weights, its dynamics 1.6 billion."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("utils.run.memory.available", lambda: 8e9)
     assert dreamer4.main([*DEBUG[:2], "--preset", "paper"]) == 2
     said = capsys.readouterr()
-    assert re.search(r"parameters   \d,\d{3},\d{3},\d{3}: tokenizer", said.out)
+    (line,) = re.findall(r"parameters   \d,\d{3},\d{3},\d{3}: (tokenizer .*)", said.out)
+    sizes = {name: int(count.replace(",", ""))
+             for name, count in (part.split(" ") for part in line.split(" · "))}
+    assert sizes["tokenizer"] == pytest.approx(400e6, rel=0.02)
+    assert sizes["dynamics"] == pytest.approx(1.6e9, rel=0.02)
     assert "needs at least" in said.err and said.err.count("\n") == 1 and not os.listdir()
 
 

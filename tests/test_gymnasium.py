@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,8 @@ from utils import evaluate, report, watch
 from utils.agent import Agent
 from utils.core import cli
 from utils.core.replay import Replay
+from utils.pictures.page import CAPTIONS
+from utils.run.checkpoint import Checkpoints
 from utils.run.logger import read_rows
 from utils.worlds import host_loop
 from utils.worlds.host import Worlds
@@ -109,14 +111,17 @@ class Priceless(Line):
         x, _, *rest = super().step(action)
         return x, np.inf, *rest
 
-class Falls(Line):
-    """Fails in its 150th step."""
+class Falls(gymnasium.Wrapper):
+    """Fails in its 370th step, of which 100 are tried before the run."""
     steps = 0
     def step(self, action):
         Falls.steps += 1
-        if Falls.steps == 350:
+        if Falls.steps == 370:
             raise ValueError("the rope is torn")
         return super().step(action)
+
+def falls():
+    return Falls(gymnasium.make("CartPole-v1"))  # of which others have compiled the program
 
 def many():
     return gymnasium.make_vec("CartPole-v1", 2)
@@ -372,7 +377,7 @@ def test_a_block_of_an_id_holds_for_gymnasium_too_after_that_of_all_its_environm
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_program():
-    with sharing.one_program():
+    with sharing.one_program(draws=False):
         yield
 
 
@@ -387,37 +392,44 @@ def logged(run):
             for name in ("metrics.jsonl", "scores.jsonl") for row in read_rows(Path(run) / name)]
 
 
-def test_a_run_leaves_what_any_run_leaves_and_equal_seeds_leave_the_same(tmp_path, capsys):
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert train("--env", CARTPOLE, "--seed", seed, "--steps", "400", "--logdir",
-                     str(tmp_path / name)) == 0
-    assert "score" in capsys.readouterr().out
-    names = {path.name for path in (tmp_path / "a").iterdir()}
-    assert names >= {"learning_curve.png", "config.yaml", "metrics.jsonl", "scores.jsonl",
-                     "weights.npz", "checkpoints"}
-    assert logged(tmp_path / "a") == logged(tmp_path / "b") != logged(tmp_path / "c")
-    returns = read_rows(tmp_path / "a" / "scores.jsonl")
-    assert returns and all(row["return"] == row["length"] for row in returns)  # 1 for each action
+# All runs in CartPole have the same numbers, and so one program; other worlds have one device.
+NUMBERS = ["--steps", "400", "--set", "run.save_every=128", "--set", "run.devices=2"]
+RUN = ["--env", CARTPOLE, *NUMBERS]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run in CartPole through Gymnasium, of 400 steps."""
     made = tmp_path_factory.mktemp("runs") / "run"
-    assert train("--env", CARTPOLE, "--steps", "400", "--logdir", str(made)) == 0
+    assert train(*RUN, "--seed", "3", "--logdir", str(made)) == 0
     return made
 
 
-def test_a_run_is_scored_filmed_and_reported_without_naming_its_world(run, tmp_path, capsys):
+def test_a_run_leaves_what_any_run_leaves_and_equal_seeds_leave_the_same(run, tmp_path, capsys):
+    for name, seed in (("same", "3"), ("other", "4")):
+        assert train(*RUN, "--seed", seed, "--logdir", str(tmp_path / name)) == 0
+    assert "score" in capsys.readouterr().out
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"learning_curve.png", "config.yaml", "metrics.jsonl", "scores.jsonl",
+                     "weights.npz", "checkpoints"}
+    assert logged(run) == logged(tmp_path / "same") != logged(tmp_path / "other")
+    returns = read_rows(run / "scores.jsonl")
+    assert returns and all(row["return"] == row["length"] for row in returns)  # 1 for each action
+
+
+@pytest.mark.parametrize("figures", [("open-loop", "imagined"), pytest.param(
+    tuple(CAPTIONS), marks=pytest.mark.slow)], ids=["two figures", "all figures"])
+def test_a_run_is_scored_filmed_and_reported_without_naming_its_world(
+        figures, run, tmp_path, capsys):
     made = shutil.copytree(run, tmp_path / "run")
     assert evaluate.main([str(made), "--episodes", "3"]) == 0
     draws = find_spec("pygame") is not None  # with which Gymnasium draws its poles
     assert watch.main([str(made), "--limit", "60"]) == (0 if draws else 2)
-    assert report.main([str(made)]) == 0
+    assert report.write(made, figures) == 0
     said = capsys.readouterr()
     assert "over 3 episodes" in said.out and "continued from their middle" in said.err
     assert (made / "report" / "open-loop.png").is_file()
-    assert (made / "episode-0.gif").is_file() == draws
+    assert (made / "episode-3.gif").is_file() == draws
     assert draws or 'pip install "gymnasium[classic-control]"' in said.err
     (row,) = [json.loads(line) for line in (made / "evaluations.jsonl").open()]
     assert row["least"] >= 8 and row["mean"] == row["length"]
@@ -440,12 +452,15 @@ def test_the_agent_acts_in_any_loop(run):
 def test_two_resumes_of_one_checkpoint_are_equal_and_say_that_episodes_begin_anew(
         run, tmp_path, capsys):
     for name in ("a", "b"):
-        shutil.copytree(run, tmp_path / name)
-        assert dreamer.main(["--resume", str(tmp_path / name), "--steps", "640"]) == 0
+        checkpoints = Checkpoints(shutil.copytree(run, tmp_path / name))
+        last = checkpoints.last_step()
+        (checkpoints.folder / f"{last:010}.json").unlink()  # as if the run had been killed before
+        assert checkpoints.last_step() < last
+        assert dreamer.main(["--resume", str(tmp_path / name)]) == 0
         assert "episodes     begin anew" in capsys.readouterr().out
-    assert logged(tmp_path / "a") == logged(tmp_path / "b")
+    assert logged(tmp_path / "a") == logged(tmp_path / "b") != logged(run)
     steps = [row["step"] for row in read_rows(tmp_path / "a" / "metrics.jsonl")]
-    assert steps == sorted(steps) and steps[-1] >= 640
+    assert steps == sorted(steps) and steps[-1] == last
 
 
 def test_the_row_before_new_episodes_is_the_last_of_its_episode():
@@ -467,46 +482,48 @@ def test_several_seeds_in_one_program_are_refused_in_one_line(tmp_path, monkeypa
 
 
 def test_an_error_in_a_world_ends_the_run_with_its_step_and_place_and_how_to_go_on(folder, capsys):
-    assert train("--env", "worlds:Falls", "--logdir", "run", "--set", "run.save_every=100") == 1
+    assert train(*NUMBERS, "--env", "worlds:falls", "--logdir", "run") == 1
     error, hint = capsys.readouterr().err.strip().splitlines()
-    assert re.search(r"worlds:Falls: step \d+ of the run: ValueError in .*worlds.py, line \d+: "
+    assert re.search(r"worlds:falls: step \d+ of the run: ValueError in .*worlds.py, line \d+: "
                      "the rope is torn", error)
-    saved = int(re.search(r"step (\d+); to resume: .* --resume run --env worlds:Falls$", hint)[1])
-    assert read_rows(folder / "run" / "metrics.jsonl")[-1]["step"] == saved >= 208
+    saved = int(re.search(r"step (\d+); to resume: .* --resume run --env worlds:falls$", hint)[1])
+    assert read_rows(folder / "run" / "metrics.jsonl")[-1]["step"] == saved >= 200
 
 
-def test_a_run_in_a_world_of_ones_own_is_opened_only_with_its_name(folder, capsys):
-    assert train("--env", "worlds:Line", "--steps", "300", "--logdir", "run") == 0
-    assert evaluate.main(["run"]) == 2
-    assert "--env worlds:Line" in capsys.readouterr().err
-    assert evaluate.main(["run", "--env", "worlds:Line", "--episodes", "2"]) == 0
-    assert watch.main(["run", "--env", "worlds:Line"]) == 0  # it draws no picture of itself
-
-
-def test_the_world_of_the_page_has_at_most_30_lines_and_is_trained_and_filmed(folder):
+def test_the_world_of_the_page_has_at_most_30_lines_and_its_run_is_opened_only_with_its_name(
+        folder, capsys):
     assert len([line for line in example().splitlines() if line]) <= 30
     assert train("--env", "my_world:Line", "--env-param", "stride=0.2", "--steps", "300",
                  "--logdir", "run") == 0
     assert "stride: 0.2" in (folder / "run" / "config.yaml").read_text(encoding="utf-8")
-    assert watch.main(["run", "--env", "my_world:Line"]) == 0
+    assert evaluate.main(["run"]) == 2
+    assert "--env my_world:Line" in capsys.readouterr().err
+    assert evaluate.main(["run", "--env", "my_world:Line", "--episodes", "2"]) == 0
+    assert watch.main(["run", "--env", "my_world:Line"]) == 0  # it draws no picture of itself
 
 
-def test_a_signal_saves_the_run_and_says_how_to_resume_it(tmp_path):
-    command = [sys.executable, str(ROOT / "dreamer.py"), "--env", CARTPOLE, *DEBUG, "--steps",
-               "100000", "--logdir", "run", "--set", "run.chunk=64"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if "updates/s" in line and " - updates/s" not in line:
-                process.terminate()
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 143 and "--resume run" in rest
+def test_a_signal_saves_the_run_and_says_how_to_resume_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with sharing.stopped_after(1, signal.SIGTERM):
+        assert train(*RUN, "--logdir", "run") == 128 + signal.SIGTERM
+    assert "--resume run" in capsys.readouterr().out
+    assert Checkpoints("run").last_step() == read_rows(Path("run/metrics.jsonl"))[-1]["step"] < 400
 
 
 lunar = pytest.mark.skipif(find_spec("Box2D") is None, reason="Box2D is not installed")
 
 
 @lunar
+def test_lunar_lander_is_made_with_its_parameters_and_played():
+    env = gymnax_wrappers.make("gymnasium:LunarLander-v3", changes={"enable_wind": True})
+    assert env.describe() == ("gymnasium:LunarLander-v3: vector of 8 in, 4 discrete actions out, "
+                              "at most 1,000 steps")
+    played, _ = rows("gymnasium:LunarLander-v3", np.eye(4, dtype=np.float32))
+    assert played.x.shape == (5, 1, 8) and np.isfinite(played.x).all()
+
+
+@lunar
+@pytest.mark.slow
 def test_lunar_lander_is_trained_and_filmed(tmp_path):
     name, made = "gymnasium:LunarLander-v3", tmp_path / "run"
     assert train("--env", name, "--env-param", "enable_wind=true", "--steps", "600", "--logdir",
@@ -516,6 +533,5 @@ def test_lunar_lander_is_trained_and_filmed(tmp_path):
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="there is one device")
 def test_two_devices_share_the_updates_and_the_replay(tmp_path, capsys):
-    assert train("--env", CARTPOLE, "--steps", "300", "--set", "run.devices=2", "--logdir",
-                 str(tmp_path / "run")) == 0
+    assert train(*RUN, "--logdir", str(tmp_path / "run")) == 0
     assert "device       2 x" in capsys.readouterr().out

@@ -49,7 +49,7 @@ def kept_in(cache):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_program():
-    with sharing.one_program():
+    with sharing.one_program(draws=False):
         yield
 
 
@@ -265,8 +265,8 @@ def _small(env):
 
 
 # One of each kind: a vector and box actions, pixels on two axes, one whole number, pixels on three.
-# Pixels and box actions together, an environment of the user's and one with pixels are trained in
-# the fast group (here, in test_user_env.py and test_suite.py).
+# A vector, an environment of the user's and worlds of the host are trained in the fast group (here,
+# in test_user_env.py and test_gymnasium.py), and pixels have an update in test_fast_forms.py.
 KINDS = ["Pendulum-v1", "Catch-bsuite", "FrozenLake-misc", "Painter"]
 
 
@@ -283,8 +283,8 @@ def _form(leaf):
     return leaf.shape, leaf.dtype
 
 
-@pytest.mark.parametrize("env", ["Painter", *(
-    pytest.param(env, marks=pytest.mark.slow) for env in KINDS if env != "Painter")])
+@pytest.mark.slow
+@pytest.mark.parametrize("env", KINDS)
 def test_each_kind_of_observation_and_action_is_learned_from(env):
     program = _small(env)
     key = jax.random.key(0)

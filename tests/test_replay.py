@@ -146,7 +146,8 @@ def test_the_check_sees_that_nothing_is_reused_without_donation():
     assert memory(write_then_read, donate=())[2] == 0
 
 
-@pytest.mark.parametrize("ratio, updates_and_steps", [(2, (1, 2)), (4, (2, 2))],
+@pytest.mark.parametrize("ratio, updates_and_steps", [
+    (2, (1, 2)), pytest.param(4, (2, 2), marks=pytest.mark.slow)],
                          ids=["as shipped", "an update a step"])
 def test_a_chunk_with_a_million_rows_copies_not_even_one_column(ratio, updates_and_steps):
     # the smallest networks, so that whatever scratch memory there is, is the buffer's

@@ -14,7 +14,9 @@ import pytest
 import dreamer
 import gymnax_wrappers
 from tests import pages
+from tests.test_commands import _run_of
 from utils import watch
+from utils.agent import Agent
 from utils.core import user_env
 
 ROOT = Path(__file__).parent.parent
@@ -336,6 +338,25 @@ def run(folder, *flags):
                           capture_output=True, text=True)
 
 
+def test_a_run_in_the_example_environment_has_its_name_and_parameters(folder, monkeypatch):
+    monkeypatch.setattr(dreamer, "train", lambda *_: None)
+    assert dreamer.main(["--env", "my_env:Line", "--env-param", "stride=0.2"]) == 0
+    (made,) = (folder / "runs").iterdir()
+    assert made.name.startswith("my_env-Line-0-")
+    assert "stride: 0.2" in (made / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_step_of_learning_fits_the_example_environment_and_it_is_filmed(folder):
+    made = _run_of(folder / "run", "my_env:Line")
+    program = Agent(made, env="my_env:Line").program
+    loop = dreamer.init.eval_shape(program, jax.random.key(0))
+    after, _, _ = dreamer.train_chunk.eval_shape(program, loop, 2)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, loop)
+    assert watch.main([str(made), "--env", "my_env:Line"]) == 0
+    assert (made / "episode-0.gif").is_file()
+
+
+@pytest.mark.slow
 def test_the_example_environment_is_trained_and_filmed(folder):
     assert dreamer.main(["--env", "my_env:Line", "--env-param", "stride=0.2", "--preset", "debug",
                          "--set", "run.eval_limit=60"]) == 0
