@@ -732,11 +732,19 @@ def train_chunk(program, phase, updates, state, data):
     return jax.lax.scan(step, state, length=updates)
 
 
+def in_parts(function, *arrays):
+    """`function` of N videos, 32 at a time: all at once would take gigabytes"""
+    def one(arrays):
+        return function(*(x[None] for x in arrays))[0]
+
+    return jax.lax.map(one, arrays, batch_size=32)
+
+
 def to_record(tokenizer, videos, scale):
     """Videos as the dynamics sees them: latents over their scale, unknown actions left out"""
     a = jnp.where(videos.labelled[:, None], videos.a, UNKNOWN)
     first = jnp.full((len(a), 1), UNKNOWN)
-    z = jax.lax.map(lambda x: tokenizer.encode(x[None])[0][0], videos.x, batch_size=64)
+    z = in_parts(lambda x: tokenizer.encode(x)[0], videos.x)
     return Record(z=z / scale, before=jnp.concatenate([first, a[:, :-1]], 1), a=a, r=videos.r,
                   q=videos.q, apart=jnp.zeros(len(a), bool))
 
@@ -814,11 +822,14 @@ def psnr(x, true):
 
 def tokenizer_figures(networks, program, state, videos, key):
     """dB of decoded images, and of those from masked patches"""
-    config, x = program.config.tokenizer, videos.x
+    config, x, tokenizer = program.config.tokenizer, videos.x, networks.tokenizer
     shape = (*x.shape[:2], (program.config.world.size // config.patch) ** 2)
     hidden = masked_patches(key, shape, config.mask_low, config.mask_high)
-    whole, masked = (networks.tokenizer.decode(networks.tokenizer.encode(x, h)[0])
-                     for h in (None, hidden))
+
+    def decoded(*seen):
+        return tokenizer.decode(tokenizer.encode(*seen)[0])
+
+    whole, masked = in_parts(decoded, x), in_parts(decoded, x, hidden)
     return {"psnr": psnr(whole, x / 255.0), "psnr_masked": psnr(masked, x / 255.0)}
 
 
@@ -833,7 +844,7 @@ def dynamics_figures(networks, program, state, videos, key):
     start = first_frames(record, context)
     images = partial(dreamed_images, networks, state.scale, start)
     dreams = {n: images(actions, n, key) for n in {1, k, program.config.dynamics.kmax}}
-    whole = networks.tokenizer.decode(record.z * state.scale)[:, context:]
+    whole = in_parts(networks.tokenizer.decode, record.z * state.scale)[:, context:]
     return {f"psnr_k{n}": psnr(x, true) for n, x in dreams.items()} | {
         f"first_k{k}": psnr(dreams[k][:, 0], true[:, 0]),
         f"last_k{k}": psnr(dreams[k][:, -1], true[:, -1]),
@@ -843,8 +854,8 @@ def dynamics_figures(networks, program, state, videos, key):
 def dreamed_images(networks, scale, context, actions, k, key):
     """What the decoder shows of a dream after a Record of real frames: -> [N, G, H, W, 3]"""
     z = dream(networks.dynamics, context, actions, k, key)
-    x = networks.tokenizer.decode(jnp.concatenate([context.z, z], 1) * scale)
-    return x[:, context.z.shape[1] :]
+    z = jnp.concatenate([context.z, z], 1) * scale
+    return in_parts(networks.tokenizer.decode, z)[:, context.z.shape[1] :]
 
 
 def agent_figures(networks, program, state, videos, key):

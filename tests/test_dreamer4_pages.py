@@ -2,6 +2,7 @@
 
     python -m tests.test_dreamer4_pages                         # writes the tables anew
     python -m tests.test_dreamer4_pages default RUN RUN RUN     # after adding results of these runs
+    python -m tests.test_dreamer4_pages online RUN              # of DreamerV3 on the same square
 """
 
 import ast
@@ -9,6 +10,7 @@ import doctest
 import json
 import re
 import sys
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -57,6 +59,14 @@ def results(found):
                               f"jax {where['versions']['jax']}.")
 
 
+def online(run):
+    """DreamerV3's evaluations on the same square as markdown, by the frames that it has met."""
+    rows = [("frames met", "share of Dreamer 4's", "real return, sampled"), ("---:",) * 3]
+    rows += [(f"{frames:,}", f"{frames / run['recorded']:.0%}", f"{score:.1f}")
+             for frames, score in run["evaluations"]]
+    return _markdown(rows) + f"\n\nSeed {run['seed']}, measured on {run['date']}."
+
+
 def _markdown(rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -69,8 +79,9 @@ def measured():
 def blocks():
     """{name: text} of what this file writes into the page."""
     found = measured()
+    beside = {"dreamer 4, online": online(found.pop("online"))} if "online" in found else {}
     shown = {f"dreamer 4, {preset}": results(runs) for preset, runs in found.items()}
-    return {"equations of dreamer 4": equations()} | shown
+    return {"equations of dreamer 4": equations()} | shown | beside
 
 
 def filled(text):
@@ -88,6 +99,18 @@ def _add(preset, folders):
             for folder in folders]
     runs.sort(key=lambda run: run["seed"])
     RESULTS.write_text(json.dumps(measured() | {preset: runs}, indent=1) + "\n", encoding="utf-8")
+
+
+def _add_online(folder):
+    """Add the evaluations of a run of DreamerV3."""
+    config = yaml.safe_load((Path(folder) / "config.yaml").read_text(encoding="utf-8"))
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [(row["step"], row["charts/eval_return"]) for row in map(json.loads, lines)
+             if "charts/eval_return" in row]
+    world = yaml.safe_load((ROOT / "dreamer4.yaml").read_text(encoding="utf-8"))["world"]
+    run = {"seed": config["run"]["seed"], "date": date.today().isoformat(),
+           "recorded": world["sequences"] * world["length"], "evaluations": found}
+    RESULTS.write_text(json.dumps(measured() | {"online": run}, indent=1) + "\n", encoding="utf-8")
 
 
 def test_the_page_holds_the_tables_that_are_made_from_code_and_results():
@@ -141,5 +164,6 @@ def test_the_table_of_results_has_a_column_for_each_seed_and_the_baselines_once(
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        _add(sys.argv[1], sys.argv[2:])
+        preset, *folders = sys.argv[1:]
+        _add_online(*folders) if preset == "online" else _add(preset, folders)
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
