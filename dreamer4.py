@@ -825,11 +825,8 @@ def tokenizer_figures(networks, program, state, videos, key):
     config, x, tokenizer = program.config.tokenizer, videos.x, networks.tokenizer
     shape = (*x.shape[:2], (program.config.world.size // config.patch) ** 2)
     hidden = masked_patches(key, shape, config.mask_low, config.mask_high)
-
-    def decoded(*seen):
-        return tokenizer.decode(tokenizer.encode(*seen)[0])
-
-    whole, masked = in_parts(decoded, x), in_parts(decoded, x, hidden)
+    whole = in_parts(lambda x: tokenizer.decode(tokenizer.encode(x)[0]), x)
+    masked = in_parts(lambda *seen: tokenizer.decode(tokenizer.encode(*seen)[0]), x, hidden)
     return {"psnr": psnr(whole, x / 255.0), "psnr_masked": psnr(masked, x / 255.0)}
 
 
