@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -23,10 +23,11 @@ import pytest
 HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[HURRY] = "1"
 # LLVM gets a program in one piece, not in one for each of many cores: a seventh less work. (A
-# later jax may not know the flag, and would end.)
+# later jax may not know the flag, and would end.) Once alone: see _as_given.
 ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
-if metadata.version("jax").startswith("0.10."):
+if metadata.version("jax").startswith("0.10.") and ONE_PIECE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PIECE}".strip()
+GIVEN = os.environ.get("XLA_FLAGS", "")
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED.name)  # or that of who started these
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -42,15 +43,33 @@ def pytest_cmdline_main(config):
         option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
 
 
+def pytest_sessionstart():
+    """What tests use from the start: some read the numbers of the programs while imported."""
+    with suppress(ModuleNotFoundError, AttributeError):  # another project, in tests of grades
+        config = import_module("utils.core.config")
+        config.parse = partial(_parsed, config.parse, {})
+
+
 def pytest_collection_finish():
     """What was imported stays: the garbage collector need not look for what is unused among it.
 
     It looked so often that this took a tenth of the time: tracing makes millions of objects."""
-    if config := sys.modules.get("utils.core.config"):
-        config.parse = partial(_parsed, config.parse, {})
+    _as_given()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def _as_given():
+    """Flags of XLA that the program has added here, it adds in each process that a test starts.
+
+    Inherited, they would be there twice, for which jax compiles anew what was compiled here. As
+    arguments they are not inherited, and jax still counts them, once, when it looks for a program.
+    XLA itself has read them."""
+    added = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in GIVEN.split()]
+    if added:
+        os.environ["XLA_FLAGS"] = GIVEN
+        sys.argv += added
 
 
 def _parsed(parse, known, source):
@@ -127,13 +146,14 @@ def pytest_configure(config):
 
 
 # The files that take longest: they come first, so that neither process is left with one at the end.
-LONGEST = ["test_hosts.py", "test_session.py", "test_tiny_worlds.py", "test_dreamer4.py",
-           "test_gymnasium.py", "test_dreamer4_command.py", "test_report.py", "test_program.py",
-           "test_fast_forms.py", "test_handout.py", "test_seeds.py", "test_fuzz.py",
-           "test_devices.py", "test_golden.py", "test_explain.py", "test_fleet.py",
-           "test_commands.py", "test_grade.py", "test_gymnax_wrappers.py", "test_user_env.py",
-           "test_equations.py", "test_drawings.py", "test_bench.py", "test_suite.py",
-           "test_replay.py"]
+LONGEST = ["test_dreamer4.py", "test_dreamer4_command.py", "test_tiny_worlds.py",
+           "test_session.py", "test_hosts.py", "test_gymnasium.py", "test_program.py",
+           "test_report.py", "test_fast_forms.py", "test_fleet.py", "test_seeds.py",
+           "test_commands.py", "test_golden.py", "test_fuzz.py", "test_handout.py",
+           "test_user_env.py", "test_explain.py", "test_gymnax_wrappers.py", "test_grade.py",
+           "test_devices.py", "test_equations.py", "test_bench.py", "test_ablations.py",
+           "test_suite.py", "test_drawings.py", "test_replay.py", "test_wiring.py",
+           "test_bad_input.py", "test_machines.py", "test_studies.py"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses

@@ -1,6 +1,7 @@
 """What a run is good for afterwards: acting from five lines, scores, films."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -52,7 +53,7 @@ def test_the_example_of_the_readme_plays_an_episode_from_another_folder(run, tmp
     program = _example().replace("runs/CartPole-v1-0-20261121-165018", str(run))
     assert str(run) in program
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, text=True,
-                          env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert 8 <= float(done.stdout) <= 500
 

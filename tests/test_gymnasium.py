@@ -123,6 +123,11 @@ class Falls(gymnasium.Wrapper):
 def falls():
     return Falls(gymnasium.make("CartPole-v1"))  # of which others have compiled the program
 
+class Complete(gymnasium.Wrapper):
+    """A wrapper that makes its world itself."""
+    def __init__(self):
+        super().__init__(Line())
+
 def many():
     return gymnasium.make_vec("CartPole-v1", 2)
 
@@ -232,6 +237,7 @@ def test_worlds_that_do_not_play_stand_still(folder):
 
 @pytest.mark.parametrize("name, x", [
     ("worlds:Line", [0.0]),
+    ("worlds:Complete", [0.0]),
     ("worlds:Numbered", [0, 1, 0, 0, 0]),  # 3 of 2 to 6
     ("worlds:Bits", [1, 0, 1]),
     ("worlds:Many", [0, 1, 0, 0, 1]),
@@ -289,6 +295,7 @@ def test_an_action_arrives_in_the_numbers_of_the_world(folder, name, a, carried_
     ("gymnasium:wrlds:Mine/Line-v0", ["no module wrlds", "'worlds'"]),
     ("worlds:many", ["VectorEnv", "neither Gymnax nor gymnasium.Env"]),
     ("worlds:Unmade", ["RuntimeError", "worlds.py, line", "no licence"]),
+    ("worlds:Falls", ["is a wrapper", "'env'", "def make(): return Falls(gymnasium.make(ID))"]),
     ("worlds:Unset", ["step 0 of random play", "AttributeError", "worlds.py, line", "forgotten"]),
     ("worlds:Alone", ["reset returns", "expected 2: observation, info"]),
     ("worlds:Four", ["step returns 4 values", "expected 5"]),

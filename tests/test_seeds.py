@@ -20,7 +20,8 @@ from utils.core.settings import Config
 ROOT = Path(__file__).parent.parent
 SEEDS = 3
 # Chunks of two rounds, as in the first test, so that all tests share its compiled program.
-SMALL = ["run.devices=2", "run.chunk=8", "run.steps=320", "run.eval_every=160"]
+SMALL = ["run.devices=2", "run.envs=4", "run.train_ratio=8", "run.chunk=16", "run.steps=320",
+         "run.eval_every=160"]
 
 
 class Lesson(NamedTuple):

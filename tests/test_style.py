@@ -3,6 +3,7 @@
 Each problem is a line of file, place and rule. What may import what is in test_wall.py."""
 
 import ast
+import functools
 import re
 import shutil
 import subprocess
@@ -63,8 +64,14 @@ def _source(path):
     return Source(path.relative_to(ROOT).as_posix(), text, ast.parse(text))
 
 
-SOURCES = [_source(path) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")])]
-TESTS = [_source(path) for path in sorted(ROOT.glob("tests/*.py"))]
+@functools.cache  # not at the top: each process that collects tests would read them all
+def _sources():
+    return [_source(path) for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")])]
+
+
+@functools.cache
+def _tests():
+    return [_source(path) for path in sorted(ROOT.glob("tests/*.py"))]
 
 
 def _fail_on(problems):
@@ -195,7 +202,7 @@ RULES = [long_function, nested_function, deep_block, keyword_catcher, many_retur
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_every_file_keeps_the_rule(rule):
-    _fail_on((source.path, line, problem) for source in SOURCES + TESTS
+    _fail_on((source.path, line, problem) for source in _sources() + _tests()
              for line, problem in rule(source))
 
 
@@ -260,7 +267,7 @@ def _methods(tree):
 
 
 def test_every_function_is_used():
-    _fail_on(_unused(SOURCES))
+    _fail_on(_unused(_sources()))
 
 
 def test_a_function_that_only_calls_itself_or_shares_its_name_with_another_is_unused():
@@ -274,12 +281,12 @@ def test_a_function_that_only_calls_itself_or_shares_its_name_with_another_is_un
 @pytest.mark.parametrize("file, module, schema", SCHEMAS)
 def test_every_field_of_the_configuration_is_read(file, module, schema):
     sections = set(typing.get_type_hints(schema)) | {"section", "shape"}  # one of the schema's
-    trees = [source.tree for source in SOURCES if source.module != module]
-    trees += [part for source in SOURCES if source.module == module
+    trees = [source.tree for source in _sources() if source.module != module]
+    trees += [part for source in _sources() if source.module == module
               for part in source.tree.body if isinstance(part, FUNCTION)]  # its checks do not count
     read = {node.attr for tree in trees for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and _last_name(node.value) in {"config", *sections}}
-    settings = next(source for source in SOURCES if source.module == module)
+    settings = next(source for source in _sources() if source.module == module)
     _fail_on((settings.path, node.lineno, f"{node.target.id} is read nowhere")
              for node in ast.walk(settings.tree)
              if isinstance(node, ast.AnnAssign) and node.target.id not in read)

@@ -4,6 +4,7 @@ Each rule takes the whole project, {module: syntax tree}, and yields what breaks
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,13 @@ IMPORTERS = {"import_module", "__import__", "import_when_used", "find_spec"}
 LARGEST = 14  # modules of a room: as many as one looks through
 
 
+@cache  # not at the top: each process that collects tests would read them all
 def _project():
     """{module: its tree} of all that is no test."""
     paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("utils/**/*.py")]]
     return {".".join(path.with_suffix("").parts): ast.parse((ROOT / path).read_text("utf-8"))
             for path in paths if path.name != "__init__.py"}
 
-
-PROJECT = _project()
 
 
 def _imported(tree):
@@ -159,7 +159,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_no_module_breaks_the_rule(rule):
-    assert not [*rule(PROJECT)]
+    assert not [*rule(_project())]
 
 
 @pytest.mark.parametrize("rule, texts", [(rule, texts) for rule in RULES for texts in RULES[rule]],
@@ -169,5 +169,5 @@ def test_a_rule_of_the_wall_sees_what_it_forbids(rule, texts):
 
 
 def test_the_project_that_is_looked_at_is_the_whole_one():
-    assert TOP | {"utils.report", "utils.core.cli", "utils.run.session"} <= PROJECT.keys()
-    assert "utils.core.cli" in _edges(PROJECT)["dreamer"]
+    assert TOP | {"utils.report", "utils.core.cli", "utils.run.session"} <= _project().keys()
+    assert "utils.core.cli" in _edges(_project())["dreamer"]

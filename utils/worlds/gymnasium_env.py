@@ -229,6 +229,7 @@ def own(name, factory, observation, changes):
 
     `changes` are its keyword arguments. Raises: GuestError."""
     _check_keywords(name, factory, changes)
+    _check_wrapper(name, factory, changes)
     make = partial(factory, **(changes or {}))
     return _tried(HostEnvironment(name, partial(_create, name, make, _renders(factory)),
                                   observation))
@@ -271,8 +272,21 @@ def _takes(function, key):
 
 def _renders(entry):
     """Whether a class, or a function that makes a world, can be asked for pictures."""
-    modes = getattr(entry, "metadata", {}).get("render_modes", [RENDERED])
+    known = getattr(entry, "metadata", None)
+    modes = known.get("render_modes", [RENDERED]) if isinstance(known, dict) else [RENDERED]
     return RENDERED in modes and _takes(entry, "render_mode")
+
+
+def _check_wrapper(name, entry, changes):
+    """Check that a class of wrappers makes the world that it wraps itself. Raises: GuestError."""
+    if not (isinstance(entry, type) and issubclass(entry, gymnasium.Wrapper)):
+        return
+    try:
+        inspect.signature(entry).bind(**(changes or {}))
+    except TypeError as error:
+        raise GuestError(f"run.env: {name} is a wrapper ({error}): expected a class or function "
+                         f"that makes its world itself, as in def make(): return "
+                         f"{entry.__name__}(gymnasium.make(ID))") from None
 
 
 def _check_keywords(name, entry, changes, known=()):
