@@ -63,6 +63,8 @@ def test_a_flag_that_a_gpus_compiler_reads_is_set_only_where_there_is_none(
     flags = os.environ["XLA_FLAGS"].split()
     assert (xla.QUICK in flags) == quick and flags[-1] == "--own"
     assert all("cpu" in flag or "host" in flag for flag in flags[:-1] if flag != xla.QUICK)
+    xla._set_flags()  # as a program does that this one starts
+    assert os.environ["XLA_FLAGS"].split() == flags
 
 
 def test_programs_are_kept_in_the_users_cache_one_folder_for_a_processor(monkeypatch, tmp_path):

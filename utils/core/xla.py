@@ -51,7 +51,10 @@ def _set_flags():
     flags = [f"--xla_force_host_platform_device_count={max(2, os.cpu_count() or 1)}"]
     flags += [QUICK] if _only_a_cpu() else []
     flags += [] if _removed() else [LEAN]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
+    given = os.environ.get("XLA_FLAGS", "").split()
+    # Once each: a program that this one starts inherits them, and its programs are found in the
+    # compile cache by their flags.
+    os.environ["XLA_FLAGS"] = " ".join([*(flag for flag in flags if flag not in given), *given])
 
 
 def _only_a_cpu():
