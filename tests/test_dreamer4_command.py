@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -185,6 +186,18 @@ def test_evaluate_measures_every_phase_on_new_data_and_appends_a_row(finished, c
     row = json.loads((folder / "evaluations.jsonl").read_text())
     assert row["seed"] == 5 and [*row][-4:] == list(PHASES)
     assert "4 policy" in capsys.readouterr().out
+
+
+def test_the_figures_of_phase_3_are_those_of_the_policy_that_had_not_dreamed_yet(
+        finished, monkeypatch):
+    measure, seen = dreamer4.evaluate, {}
+    monkeypatch.setattr(dreamer4, "evaluate", lambda program, phase, state, *others: (
+        seen.update({phase: state.params}) or measure(program, phase, state, *others)))
+    assert evaluate.main([str(finished[0])]) == 0
+    cloned, prior, dreamed = (jax.tree.leaves(weights) for weights in (
+        seen["agent"]["policy"], seen["policy"]["prior"], seen["policy"]["policy"]))
+    assert all(np.array_equal(one, other) for one, other in zip(cloned, prior, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(cloned, dreamed, strict=True))
 
 
 def test_watch_films_the_world_beside_its_dream(finished, capsys):

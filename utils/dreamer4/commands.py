@@ -106,7 +106,8 @@ def evaluate(flags):
         flags, {"seed": "run.seed", "episodes": "evaluation.episodes"}))
     (videos, key), results = _fresh(loaded.config), {}
     for phase in PHASES[:PHASES.index(loaded.phase) + 1]:
-        found = dreamer4.evaluate(loaded.program, phase, loaded.state, videos, key)
+        state = _after(phase, loaded.state)
+        found = dreamer4.evaluate(loaded.program, phase, state, videos, key)
         results[phase] = {"figures": figures.in_order(found),
                           "baselines": baselines(loaded.config, phase, videos, key)}
     files.refuse_links(flags.run, [EVALUATIONS])
@@ -118,6 +119,13 @@ def evaluate(flags):
         file.write(json.dumps(row) + "\n")
     print("\n".join(figures.table(results)))
     print(f"written      {path}")
+
+
+def _after(phase, state):
+    """The state with the policy that a phase left: phase 4 keeps that of phase 3 as its prior."""
+    if phase != "agent" or not state.step["policy"]:
+        return state
+    return state._replace(params=state.params | {"policy": state.params["prior"]})
 
 
 class Beside(NamedTuple):
