@@ -10,7 +10,6 @@ import copy
 import gc
 import json
 import os
-import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,11 +22,10 @@ import pytest
 HURRY = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 os.environ[HURRY] = "1"
 # LLVM gets a program in one piece, not in one for each of many cores: a seventh less work. (A
-# later jax may not know the flag, and would end.) Once alone: see _as_given.
+# later jax may not know the flag, and would end.) Once alone: programs are found by their flags.
 ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jax").startswith("0.10.") and ONE_PIECE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PIECE}".strip()
-GIVEN = os.environ.get("XLA_FLAGS", "")
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED.name)  # or that of who started these
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -54,22 +52,9 @@ def pytest_collection_finish():
     """What was imported stays: the garbage collector need not look for what is unused among it.
 
     It looked so often that this took a tenth of the time: tracing makes millions of objects."""
-    _as_given()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-
-
-def _as_given():
-    """Flags of XLA that the program has added here, it adds in each process that a test starts.
-
-    Inherited, they would be there twice, for which jax compiles anew what was compiled here. As
-    arguments they are not inherited, and jax still counts them, once, when it looks for a program.
-    XLA itself has read them."""
-    added = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in GIVEN.split()]
-    if added:
-        os.environ["XLA_FLAGS"] = GIVEN
-        sys.argv += added
 
 
 def _parsed(parse, known, source):

@@ -23,7 +23,6 @@ def _project():
             for path in paths if path.name != "__init__.py"}
 
 
-
 def _imported(tree):
     """Every module or member that is imported, in functions too: `utils.core.cli`, `jax.jit`."""
     for node in ast.walk(tree):
