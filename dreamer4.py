@@ -55,7 +55,7 @@ from utils.dreamer4.command import parse
 from utils.dreamer4.layers import Transformer, no_past, normal, patchify, unpatchify, with_first
 from utils.dreamer4.pictures import SHOWN, Shown
 from utils.dreamer4.session import Session
-from utils.dreamer4.settings import PHASES, SCALES, Config, layer_kinds
+from utils.dreamer4.settings import PHASES, SCALES, TRAINED, Config, layer_kinds
 from utils.dreamer4.square import ACTIONS, UNKNOWN
 
 # ---- What flows through the program --------------------------------------------------------------
@@ -354,6 +354,7 @@ class Dynamics(nnx.Module):
     def __init__(self, config, rngs):
         shape, latents = config.dynamics, config.tokenizer
         self.shape, self.z_shape = shape, (latents.latents, latents.channels)
+        self.temperature = config.imagination.temperature
         packed = latents.latents * latents.channels // shape.spatial
         sizes = shape.kmax.bit_length()
         self.from_z = Linear(packed, shape.width, rngs)
@@ -504,7 +505,8 @@ def remember(dynamics, memory, z, a, q, key):
 def dream_frame(dynamics, memory, a, q, k, key):
     """Eq. 2 | K Euler steps from noise to the next frame: x_{τ+d} = x_τ + f(x_τ, τ, d) d, d = 1/K
 
-    The model is told τ before each step. Shapes: a and q [N] -> z [N, L, C]."""
+    The model is told τ before each step. Shapes: a and q [N] -> z [N, L, C].
+    Differs: the noise is scaled by `temperature`; the paper's is 1."""
     kmax = dynamics.shape.kmax
     d = jnp.full((len(a), 1), kmax // k)
 
@@ -513,7 +515,7 @@ def dream_frame(dynamics, memory, a, q, k, key):
         z1 = dynamics(noisy, levels, a[:, None], q, pasts=memory.pasts).z1
         return euler_step(noisy, velocity(z1, noisy, levels.tau / kmax), d / kmax), None
 
-    noise = jax.random.normal(key, (len(a), 1, *dynamics.z_shape))
+    noise = dynamics.temperature * jax.random.normal(key, (len(a), 1, *dynamics.z_shape))
     z, _ = jax.lax.scan(step, noise, jnp.arange(0, kmax, kmax // k))
     return z[:, 0]
 
@@ -688,11 +690,8 @@ def policy_losses(networks, program, state, record, key):
 
 # ---- Updates -------------------------------------------------------------------------------------
 
-# Phase -> its losses, and the networks that it trains: no other weight changes.
 LOSSES = {"tokenizer": tokenizer_losses, "dynamics": dynamics_losses, "agent": agent_losses,
           "policy": policy_losses}
-TRAINED = {"tokenizer": ("tokenizer",), "dynamics": ("dynamics",),
-           "agent": ("dynamics", "policy", "reward"), "policy": ("policy", "value")}
 
 
 def assemble(program, params):

@@ -190,8 +190,8 @@ class Fake:
 
     shape, z_shape = SimpleNamespace(kmax=KMAX, context_noise=2), (2, 3)
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, temperature=1.0):
+        self.model, self.temperature = model, temperature
 
     def __call__(self, noisy, levels, a, q=None, apart=None, pasts=None):
         return dreamer4.Pass(z1=self.model(noisy, levels), h=noisy[..., 0, :], pasts=pasts)
@@ -209,6 +209,14 @@ def test_the_sampler_tells_the_level_before_each_step_and_its_size_and_then_is_e
             noisy, Levels(jnp.minimum(levels.tau + levels.d, KMAX - levels.d), levels.d)))
         wrong = dreamer4.dream_frame(late, memory, a, None, k, key)
         assert np.abs(wrong - SPREAD * noise).max() > 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.4])
+def test_the_temperature_scales_the_noise_that_a_dreamed_frame_begins_with(temperature):
+    memory, a, key = dreamer4.Memory(pasts=[], h=None), jnp.zeros(5, jnp.int32), jax.random.key(3)
+    usual, scaled = (dreamer4.dream_frame(Fake(exact_model, scale), memory, a, None, 4, key)
+                     for scale in (1.0, temperature))
+    np.testing.assert_allclose(scaled, temperature * usual, atol=1e-5)
 
 
 def test_past_frames_are_corrupted_to_the_level_of_the_context():

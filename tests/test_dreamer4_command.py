@@ -164,6 +164,24 @@ def test_a_run_that_begins_with_a_later_phase_ends_as_the_one_it_took_the_others
     assert min(seconds) > 0 and sum(seconds) <= results["seconds"]
 
 
+def test_what_the_phases_before_have_not_trained_may_have_another_size(finished, tmp_path):
+    command = dreamer4.parse(["--phase", "2", "--run", str(finished[0]), "--logdir",
+                              str(tmp_path / "run"), "--set", "dynamics.kmax=8",
+                              "--set", "agent.bins=31"])
+    program, shapes = dreamer4.build(command.config)
+    session = dreamer4.Session(command, shapes, None)
+    new = dreamer4.init.__wrapped__(program, session.key(0))
+    state = session.restore(new)
+    kept, old = phases.named(state), phases.load(finished[0], "tokenizer")[0]
+    assert kept["params/dynamics/tau"].shape[0] == 8 != old["params/dynamics/tau"].shape[0]
+    for name in old:
+        of_new = name.startswith("params/") and not name.startswith("params/tokenizer/")
+        np.testing.assert_array_equal(kept[name], phases.named(new)[name] if of_new else old[name])
+    again, _ = phases.load(session.folder, "tokenizer")
+    assert again.keys() == kept.keys() and again["params/dynamics/tau"].shape[0] == 8
+    session.close()
+
+
 def test_a_process_of_its_own_ends_with_the_status_and_the_line_of_the_command(finished):
     status, out, err = _by_a_user("--resume", finished[0])
     assert (status, out, err.count("\n")) == (2, "", 1) and "already finished all phases" in err

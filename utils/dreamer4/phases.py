@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from utils.core import config as configuration
-from utils.dreamer4.settings import PHASES, Config
+from utils.dreamer4.settings import PHASES, TRAINED, Config
 from utils.run import arrays
 from utils.run.weights import mark
 
@@ -61,6 +61,14 @@ def load(run, phase):
         raise ValueError(f"{path}: belongs to another run, or the config.yaml beside it was "
                          "changed")
     return found, notes["results"]
+
+
+def learned(phase, found):
+    """Of {name: array}, what a run has learned until the end of a phase: no untrained network."""
+    ended = PHASES[: PHASES.index(phase) + 1]
+    trained = {name for one in ended for name in TRAINED[one]}
+    return {name: array for name, array in found.items()
+            if not name.startswith("params/") or name.split("/")[1] in trained}
 
 
 def last(run):

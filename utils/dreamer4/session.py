@@ -58,7 +58,7 @@ class Session(Folder):
 
     def _load(self):
         """Load what the run begins with: a checkpoint, or the phases of another run."""
-        command, self._taken = self._command, None
+        command, self._taken = self._command, {}
         if command.run:
             self.load_checkpoint()
             notes = self.saved.record["diary"]
@@ -67,9 +67,8 @@ class Session(Folder):
             self._began -= notes["elapsed"]
         if command.source:
             before = PHASES[:PHASES.index(command.first)]
-            for name in before:
-                self._taken, self.results = phases.load(command.source, name)
-                phases.save(self.folder, name, self._taken, self.results, self.config)
+            self._taken = {name: phases.load(command.source, name) for name in before}
+            self.results = self._taken[before[-1]][1]
             self.updates |= {name: getattr(command.config.run, name) for name in before}
             self._began -= self._seconds()  # as if they had been run here
 
@@ -86,7 +85,7 @@ class Session(Folder):
         if self.saved:
             self._display.say(f"resuming     {self.folder} in phase {self._progress().title}, "
                               f"after {self.updates[self.phase]:,} updates")
-        if self._taken is not None:
+        if self._taken:
             self._display.say(f"phases       before {self._progress().title} are those of "
                               f"{self._command.source}")
         return self
@@ -108,13 +107,23 @@ class Session(Folder):
         """Fill a new TrainState from the checkpoint, or with the phases of another run.
 
         Raises: Mismatch naming the first array that does not fit."""
-        if self._taken is not None:
-            return self.fitted(phases.filled, state, self._taken)
+        if self._taken:
+            return self._take(state)
         if not self.saved:
             return state
         state = self.fitted(unflatten, state, self.saved.arrays)
         self.go_on()
         return state
+
+    def _take(self, state):
+        """Fill a new TrainState with the phases of another run, and copy them to this one.
+
+        What they have not trained stays new: it may have another size there."""
+        for name, (found, results) in self._taken.items():
+            found = phases.named(state) | phases.learned(name, found)
+            filled = self.fitted(phases.filled, state, found)
+            phases.save(self.folder, name, found, results, self.config)
+        return filled
 
     def unfinished(self):
         """Yields the phases that are left to do, one after the other, until a signal stops it."""

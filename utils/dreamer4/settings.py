@@ -10,6 +10,9 @@ from utils.core.settings import Log
 
 SCALES = (1, 2, 4)  # of the perceptual loss: images are made smaller by these factors
 PHASES = ("tokenizer", "dynamics", "agent", "policy")
+# Phase -> the networks that it trains: no other weight changes.
+TRAINED = {"tokenizer": ("tokenizer",), "dynamics": ("dynamics",),
+           "agent": ("dynamics", "policy", "reward"), "policy": ("policy", "value")}
 KINDS = {"space", "time"}
 
 
@@ -149,6 +152,7 @@ class Imagination:
     context: int = setting("real frames before a dream", low=1)
     horizon: int = setting("H: dreamed frames", low=1)
     k: int = setting("K: steps to sample a frame, a power of 2", low=1)
+    temperature: float = setting("scale of the noise that a dreamed frame begins with", low=0)
     gamma: float = setting("γ: discount per step", low=0, high=1)
     lambda_: float = setting("λ of the λ-return", low=0, high=1)
     alpha: float = setting("α: share of the good actions in PMPO, the rest for the bad ones",
