@@ -26,6 +26,9 @@ os.environ[HURRY] = "1"
 ONE_PIECE = "--xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jax").startswith("0.10.") and ONE_PIECE not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_PIECE}".strip()
+# NumPy's large matrices: beside the tests of the other process, its threads keep the cores busy
+# with waiting for each other, for up to ten times what one thread takes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 SHARED = tempfile.TemporaryDirectory()  # nothing of a test stays on this machine
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", SHARED.name)  # or that of who started these
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -131,9 +134,9 @@ def pytest_configure(config):
 
 
 # The files that take longest: they come first, so that neither process is left with one at the end.
-LONGEST = ["test_dreamer4.py", "test_dreamer4_command.py", "test_tiny_worlds.py",
-           "test_session.py", "test_hosts.py", "test_gymnasium.py", "test_program.py",
-           "test_report.py", "test_fast_forms.py", "test_fleet.py", "test_seeds.py",
+LONGEST = ["test_session.py", "test_dreamer4_command.py", "test_hosts.py",
+           "test_tiny_worlds.py", "test_gymnasium.py", "test_dreamer4.py", "test_program.py",
+           "test_report.py", "test_seeds.py", "test_fleet.py", "test_fast_forms.py",
            "test_commands.py", "test_golden.py", "test_fuzz.py", "test_handout.py",
            "test_user_env.py", "test_explain.py", "test_gymnax_wrappers.py", "test_grade.py",
            "test_devices.py", "test_equations.py", "test_bench.py", "test_ablations.py",

@@ -28,12 +28,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def _run_of(folder, env):
-    """A run folder with the weights of an agent that has learned nothing."""
+    """A run folder with random weights: those of `dreamer.init` would first be compiled."""
     folder.mkdir(parents=True)
     settings = config.load(ROOT / "dreamer.yaml", Config, ["debug"], [f"run.env={env}"])
-    program, _ = dreamer.build(settings, gymnax_wrappers.make(env))
+    _, shapes = dreamer.build(settings, gymnax_wrappers.make(env))
     (folder / "config.yaml").write_text(config.dump(settings), encoding="utf-8")
-    params = dreamer.init(program, jax.random.key(0)).agent.params
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.array(random.normal(0.0, 0.1, leaf.shape), leaf.dtype),
+                          shapes)
     arrays.save(folder / "weights.npz", arrays.flatten(params))
     return folder
 

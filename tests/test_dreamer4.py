@@ -58,6 +58,18 @@ def networks(config):
                              made.policy)
 
 
+@pytest.fixture(scope="module")
+def videos(config):
+    """Recorded play."""
+    return square.videos(jax.random.key(1), config.world, config.world.sequences)
+
+
+@pytest.fixture(scope="module")
+def encode(networks):
+    """The tokenizer's encoder as one program: operation by operation it takes longer to compile."""
+    return jax.jit(networks.tokenizer.encode)
+
+
 # ---- Shortcut forcing ----------------------------------------------------------------------------
 
 
@@ -260,7 +272,7 @@ def test_attention_is_the_weighted_mean_of_the_values_of_its_group_of_queries():
     attention = shaken(layers.SpaceAttention(shape, 1.0, nnx.Rngs(0)))
     x = normals(0, 1, 1, 3, 8)
     seen = jnp.array([[True, False, True], [True, True, True], [False, True, False]])
-    found = attention(x, x, seen)
+    found = jax.jit(attention)(x, x, seen)
     q, k, v = (np.asarray(part(x[0, 0])) for part in (
         attention.query, attention.key, attention.value))
     heads = []
@@ -293,14 +305,15 @@ def test_a_time_layer_sees_the_steps_of_its_window_and_nothing_later():
     shape = shape_of("window=3")
     attention = shaken(layers.TimeAttention(shape, 1.0, nnx.Rngs(0)))
     x = normals(0, 1, 7, 2, shape.width)
-    reached = changed(lambda x: attention(x)[0], x, (0, 2))
+    reached = changed(jax.jit(lambda x: attention(x)[0]), x, (0, 2))
     assert reached[0].tolist() == [False, False, True, True, True, False, False]
 
 
 def test_a_token_of_a_time_layer_sees_itself_alone():
     attention = shaken(layers.TimeAttention(shape_of(), 1.0, nnx.Rngs(0)))
     x = normals(0, 1, 3, 2, attention.shape.width)
-    after = attention(x.at[:, :, 0].add(1.0))[0] - attention(x)[0]
+    attend = jax.jit(lambda x: attention(x)[0])
+    after = attend(x.at[:, :, 0].add(1.0)) - attend(x)
     assert np.abs(after[:, :, 0]).max() > 1e-3 and np.abs(after[:, :, 1]).max() == 0.0
 
 
@@ -322,84 +335,89 @@ class Inputs(dict):
 
 @pytest.fixture(scope="module")
 def two_tasks():
-    """A dynamics with two tasks and a window of 3, and inputs."""
+    """A pass of a dynamics with two tasks and a window of 3, one program for each kind of inputs;
+    the dynamics; and inputs."""
     config = settings("world.tasks=2", "dynamics.window=3")
-    return shaken(dreamer4.Dynamics(config, nnx.Rngs(0))), Inputs(config)
+    dynamics = shaken(dreamer4.Dynamics(config, nnx.Rngs(0)))
+    graph, weights = nnx.split(dynamics)
+    compiled = jax.jit(lambda weights, inputs: nnx.merge(graph, weights)(**inputs))
+    return lambda x, weights=weights: compiled(weights, dict(x)), dynamics, Inputs(config)
 
 
 def test_the_dynamics_are_causal_and_see_the_past(two_tasks):
-    dynamics, inputs = two_tasks
+    run, _, inputs = two_tasks
     for name in ("noisy", "a"):
         kind = inputs[name].dtype
         reached = changed(
-            lambda x, name=name, kind=kind: dynamics(**inputs | {name: x.astype(kind)}).z1,
+            lambda x, name=name, kind=kind: run(inputs | {name: x.astype(kind)}).z1,
             inputs[name].astype(jnp.float32), (0, 2))
         assert not reached[0, :2].any() and reached[0, 2:5].all() and not reached[1].any(), name
 
 
 def test_single_images_see_no_other_frame(two_tasks):
-    dynamics, inputs = two_tasks
+    run, _, inputs = two_tasks
     apart = jnp.array([True, False])
     for row, expected in ((0, [0, 0, 1, 0, 0, 0]), (1, [0, 0, 1, 1, 1, 0])):
-        reached = changed(lambda x: dynamics(**inputs | {"noisy": x}, apart=apart).z1,
+        reached = changed(lambda x: run(inputs | {"noisy": x, "apart": apart}).z1,
                           inputs["noisy"], (row, 2))
         assert reached[row].astype(int).tolist() == expected
 
 
 def test_the_agents_token_reads_all_and_is_read_by_nobody(two_tasks):
-    dynamics, inputs = two_tasks
-    one = dynamics(**inputs)
-    other = dynamics(**inputs | {"q": jnp.array([1, 1])})
-    none = dynamics(**inputs | {"q": None})
+    run, _, inputs = two_tasks
+    one = run(inputs)
+    other = run(inputs | {"q": jnp.array([1, 1])})
+    none = run(inputs | {"q": None})
     np.testing.assert_array_equal(one.z1, other.z1)
     np.testing.assert_allclose(one.z1, none.z1, atol=1e-5)
     assert none.h is None
     assert np.abs(one.h - other.h)[0].min(1).max() > 0 and np.abs(one.h - other.h)[1].max() == 0
     for name in ("noisy", "a"):
-        after = dynamics(**inputs | {name: inputs[name].at[0, 2].set(0)})
+        after = run(inputs | {name: inputs[name].at[0, 2].set(0)})
         assert np.abs(after.h - one.h)[0, 2].max() > 1e-4, name
 
 
 def test_levels_and_step_sizes_are_told_apart(two_tasks):
-    dynamics, inputs = two_tasks
-    one, levels = dynamics(**inputs).z1, inputs["levels"]
+    run, _, inputs = two_tasks
+    one, levels = run(inputs).z1, inputs["levels"]
     for other in (Levels(levels.tau.at[0, 0].add(1) % KMAX, levels.d),
                   Levels(levels.tau, levels.d.at[0, 0].set(4))):
-        assert np.abs(dynamics(**inputs | {"levels": other}).z1 - one)[0, 0].max() > 1e-4
+        assert np.abs(run(inputs | {"levels": other}).z1 - one)[0, 0].max() > 1e-4
 
 
 def test_an_unknown_action_is_the_learned_embedding_alone(two_tasks):
-    dynamics, inputs = two_tasks
+    run, dynamics, inputs = two_tasks
     unknown = jnp.full_like(inputs["a"], square.UNKNOWN)
-    found = dynamics(**inputs | {"a": unknown}).z1
+    found = run(inputs | {"a": unknown}).z1
     graph, weights = nnx.split(dynamics)
     bare = nnx.merge(graph, jax.tree.map(jnp.copy, weights))
     bare.action[...] *= 0.0
-    np.testing.assert_allclose(found, bare(**inputs).z1, atol=1e-6)
-    assert np.abs(found - dynamics(**inputs).z1).max() > 1e-3
+    without = run(inputs, nnx.state(bare))
+    np.testing.assert_allclose(found, without.z1, atol=1e-6)
+    assert np.abs(found - run(inputs).z1).max() > 1e-3
 
 
 def test_the_cache_gives_what_the_whole_sequence_gives(two_tasks):
-    dynamics, inputs = two_tasks
-    whole = dynamics(**inputs)
+    run, dynamics, inputs = two_tasks
+    whole = run(inputs)
     pasts, steps = dreamer4.start_memory(dynamics, 2).pasts, []
     for t in range(6):
         now = jax.tree.map(lambda x, t=t: x[:, t : t + 1],
                            {name: inputs[name] for name in ("noisy", "levels", "a")})
-        steps.append(dynamics(**now, q=inputs["q"], pasts=pasts))
+        steps.append(run(now | {"q": inputs["q"], "pasts": pasts}))
         pasts = steps[-1].pasts
     for name in ("z1", "h"):
         found = jnp.concatenate([getattr(step, name) for step in steps], 1)
         np.testing.assert_allclose(found, getattr(whole, name), atol=1e-5)
 
 
-def test_the_tokenizer_encodes_frame_by_frame_what_it_encodes_at_once(config, networks):
-    x = square.videos(jax.random.key(0), config.world, 2).x[:, :4]
-    whole, _ = networks.tokenizer.encode(x)
+def test_the_tokenizer_encodes_frame_by_frame_what_it_encodes_at_once(config, encode, videos):
+    x = videos.x[:2, :4]
+    whole, _ = encode(x)
     shape = config.tokenizer
     pasts, steps = layers.no_past(shape, shape.encoder.split(), 2, shape.latents), []
     for t in range(4):
-        z, pasts = networks.tokenizer.encode(x[:, t : t + 1], pasts=pasts)
+        z, pasts = encode(x[:, t : t + 1], pasts=pasts)
         steps.append(z)
     np.testing.assert_allclose(jnp.concatenate(steps, 1), whole, atol=1e-5)
 
@@ -423,24 +441,23 @@ def test_the_share_of_masked_patches_is_uniform_and_zero_below_zero():
     assert np.quantile(share, [0.1, 0.9]) == pytest.approx([0.09, 0.81], abs=0.04)
 
 
-def test_a_masked_patch_is_not_seen(config, networks):
-    x = square.videos(jax.random.key(0), config.world, 1).x[:, :2]
+def test_a_masked_patch_is_not_seen(config, encode, videos):
+    x = videos.x[:1, :2]
     hidden = jnp.zeros((1, 2, (config.world.size // config.tokenizer.patch) ** 2), bool)
     other = x.at[:, :, 0, 0].add(100)  # in the first patch
-    encode = networks.tokenizer.encode
     assert np.abs(encode(x, hidden)[0] - encode(other, hidden)[0]).max() > 1e-4
     hidden = hidden.at[:, :, 0].set(True)
     np.testing.assert_array_equal(encode(x, hidden)[0], encode(other, hidden)[0])
 
 
-def test_latents_are_within_1_and_causal(config, networks):
-    x = square.videos(jax.random.key(0), config.world, 1).x[:, :4]
-    z, _ = networks.tokenizer.encode(x)
-    assert z.shape == (1, 4, config.tokenizer.latents, config.tokenizer.channels)
+def test_latents_are_within_1_and_causal(config, networks, encode, videos):
+    x = videos.x[:2, :4]
+    z, _ = encode(x)
+    assert z.shape == (2, 4, config.tokenizer.latents, config.tokenizer.channels)
     assert np.abs(z).max() < 1.0
-    encoded = changed(lambda x: networks.tokenizer.encode(x.astype(jnp.uint8))[0], 1.0 * x, (0, 2))
+    encoded = changed(lambda x: encode(x.astype(jnp.uint8))[0], 1.0 * x, (0, 2))
     assert encoded[0, 2] and not encoded[0, :2].any()
-    decoded = changed(networks.tokenizer.decode, z, (0, 2))[0]
+    decoded = changed(jax.jit(networks.tokenizer.decode), z, (0, 2))[0]
     assert decoded[2] and not decoded[:2].any()
 
 
@@ -625,17 +642,16 @@ def on_host(state):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(videos):
     """{phase: (state before, after 2, after 3 updates, metrics)}, one phase after the other.
 
     A layer of each kind in each network: that of another one would only take longer to compile."""
     config = settings("tokenizer.encoder=space time", "dynamics.layers=space time")
     program, _ = dreamer4.build(config)
-    state = dreamer4.init(program, jax.random.key(0))
+    state = dreamer4.init.__wrapped__(program, jax.random.key(0))  # compiled, it takes longer
     random = np.random.default_rng(0)
     state = state._replace(params=jax.tree.map(  # no layer of zeros, which would hide a gradient
         lambda x: x + jnp.asarray(random.normal(0, 0.05, x.shape), x.dtype), state.params))
-    videos = square.videos(jax.random.key(1), config.world, config.world.sequences)
     found = {}
     for phase in PHASES:
         state, data = dreamer4.begin(program, phase, state, videos)
@@ -739,12 +755,15 @@ def test_a_dream_is_made_of_steps_from_the_real_frames_on(config, networks):
     context = dreamer4.Record(z=normals(0, *shape), before=before, a=None, r=None,
                               q=jnp.zeros(2, int), apart=None)
     actions = jnp.array([[1, 2], [0, 3]])
-    found = dreamer4.dream(dynamics, context, actions, 2, key)
+    dream, dream_step = (jax.jit(partial(function, dynamics, k=2))
+                         for function in (dreamer4.dream, dreamer4.dream_step))
+    remember = jax.jit(partial(dreamer4.remember, dynamics))
+    found = dream(context, actions, key=key)
     context_key, key = jax.random.split(key)
-    memory, _ = dreamer4.remember(dynamics, dreamer4.start_memory(dynamics, 2), context.z,
-                                  context.before, context.q, context_key)
+    memory, _ = remember(dreamer4.start_memory(dynamics, 2), context.z, context.before, context.q,
+                         context_key)
     for t, step_key in enumerate(jax.random.split(key, 2)):
-        memory, z = dreamer4.dream_step(dynamics, memory, actions[:, t], context.q, 2, step_key)
+        memory, z = dream_step(memory, actions[:, t], context.q, key=step_key)
         np.testing.assert_allclose(found[:, t], z, atol=1e-5)
 
 

@@ -28,7 +28,9 @@ from utils.run.checkpoint import Checkpoints
 ROOT = Path(__file__).parent.parent
 # Small chunks, each evaluated and saved, so that a random moment often falls into a save.
 FLAGS = ["--preset", "debug", "--seed", "5", "--steps", "1600", "--set", "run.chunk=64",
-         "--set", "run.eval_every=64", "--set", "run.save_every=64", "--set", "run.eval_limit=60"]
+         "--set", "run.eval_every=64", "--set", "run.save_every=64", "--set", "run.eval_limit=60",
+         # The learning rate rises for the whole run: one with more steps has the same program.
+         "--set", "optimizer.warmup=1000"]
 LAST_WEIGHTS = "agent/params/"
 
 

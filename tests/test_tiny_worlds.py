@@ -84,11 +84,14 @@ def learn(name, in_full):
     else:
         place, timestep = jax.jit(jax.vmap(env.reset))(keys)
     loop = loop._replace(actor=loop.actor._replace(env=place, timestep=timestep))
-    loop, _ = dreamer.prefill(program, loop, FRESH)
+    # Compiled by hand, as in a run: a second call, with what the first one gave, compiles nothing.
+    prefill = dreamer.prefill.lower(program, loop, FRESH).compile()
     with in_full():
-        for _ in range(CHUNKS):  # XLA gives memory back between its calls, not within one
-            loop, _, _ = dreamer.train_chunk(program, loop, updates // CHUNKS)
-    loop, _ = dreamer.prefill(program, loop, FRESH)
+        chunk = dreamer.train_chunk.lower(program, loop, updates // CHUNKS).compile()
+    loop, _ = prefill(loop)
+    for _ in range(CHUNKS):  # XLA gives memory back between its calls, not within one
+        loop, _, _ = chunk(loop)
+    loop, _ = prefill(loop)
     rows = jax.tree.map(lambda column: column[:, -FRESH:], loop.replay.rows)
     return Learnt(program, *jax.device_get((loop.agent.params, rows)))
 
