@@ -360,6 +360,13 @@ def test_what_all_tell_is_gathered_in_order_and_an_end_is_not_waited_for(three):
         three[0].gather("more", None)
 
 
+def test_what_a_process_has_told_counts_although_it_has_ended_since(three):
+    for group in three[1:]:
+        group.post(f"step/{group.index}", 10 * group.index)
+    three[1]._tell_end("another seed")
+    assert three[0].gather("step", 0) == [0, 10, 20]
+
+
 def test_a_process_that_tells_nothing_is_given_up_by_name(three, monkeypatch):
     monkeypatch.setattr(the_group, "PATIENCE", 0.05)
     three[1].post("step/1", 10)

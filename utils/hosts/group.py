@@ -72,15 +72,18 @@ class Group:
         if self.count == 1:
             return [value]
         self.post(f"{name}/{self.index}", value)
-        pause, found, until = 0.002, {}, time.monotonic() + PATIENCE
-        while len(found) < self.count:
-            self._check_ended()
+        pause, until = 0.002, time.monotonic() + PATIENCE
+        while True:
+            ended, found = self.ended(), self.told(name)  # in this order: it may tell, then end
+            if len(found) == self.count:
+                return [found[index] for index in range(self.count)]
+            for index, line in ended.items():
+                raise Ended(f"process {index} has ended: {line}")
             if time.monotonic() > until:
                 index = min({*range(self.count)} - found.keys())
                 raise Ended(f"process {index} has told nothing for {PATIENCE:.0f} s")
             time.sleep(pause)
-            pause, found = min(PAUSE, 1.5 * pause), self.told(name)
-        return [found[index] for index in range(self.count)]
+            pause = min(PAUSE, 1.5 * pause)
 
     def post(self, name, value):
         """Tell a value of plain types under a name; a later one replaces it."""
@@ -179,10 +182,6 @@ class Group:
     def _end_service(self):
         self.service.stdin.write(QUIT)
         self.service.stdin.close()
-
-    def _check_ended(self):
-        for index, line in self.ended().items():
-            raise Ended(f"process {index} has ended: {line}")
 
 
 def cut(value):
