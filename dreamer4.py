@@ -690,6 +690,7 @@ def policy_losses(networks, program, state, record, key):
 
 # ---- Updates -------------------------------------------------------------------------------------
 
+# Phase -> its losses; TRAINED (utils/dreamer4/settings.py) names the networks that it trains.
 LOSSES = {"tokenizer": tokenizer_losses, "dynamics": dynamics_losses, "agent": agent_losses,
           "policy": policy_losses}
 
