@@ -119,8 +119,9 @@ class Session(Folder):
         """Fill a new TrainState with the phases of another run, and copy them to this one.
 
         What they have not trained stays new: it may have another size there."""
+        new = phases.named(state)
         for name, (found, results) in self._taken.items():
-            found = phases.named(state) | phases.learned(name, found)
+            found = new | phases.learned(name, found)
             filled = self.fitted(phases.filled, state, found)
             phases.save(self.folder, name, found, results, self.config)
         return filled
