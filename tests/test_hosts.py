@@ -237,11 +237,6 @@ def _one_ends(processes, began, wrong, line):
     assert time.monotonic() - began < 40
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_the_others_end_soon_in_one_line_and_say_how_to_go_on(name, side_by_side):
-    _one_ends(*side_by_side[name], *WRONG[name][1:])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_the_others_end_soon_whoever_it_is(name):
@@ -250,7 +245,7 @@ def test_the_others_end_soon_whoever_it_is(name):
         _one_ends(processes, time.monotonic(), wrong, line)
 
 
-def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the_end():
+def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the_end(side_by_side):
     waiting = {
         0: ("1 of 2 processes", "1 of 2 processes (1) did not arrive at ADDRESS within 4 s"),
         1: ("process 0", "process 0 did not arrive at ADDRESS within 4 s")}
@@ -267,19 +262,33 @@ def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the
             f"dreamer.py: --hosts: {line.replace('ADDRESS', addresses[index])}"]
 
 
-@pytest.mark.parametrize("second, line", [
-    ("1/3", "--host: found 1/3, but process 0 has 0/2"),
-    ("0/2", None)])
-def test_processes_whose_places_do_not_fit_are_all_refused(second, line):
+def test_processes_that_count_differently_are_both_refused():
     address = f"localhost:{_port()}"
     both = [subprocess.Popen([sys.executable, "-c", LIGHT, "--hosts", address, "--host", host],
                              cwd=ROOT, stderr=subprocess.PIPE, text=True)
-            for host in ("0/2", second)]
+            for host in ("0/2", "1/3")]
     said = [process.communicate(timeout=60)[1].splitlines() for process in both]
     assert [process.returncode for process in both] == [2, 2]
-    for lines in said if line else ():
-        assert lines[-1] == f"dreamer.py: {line}"
-    assert line or any("which is in use" in text for lines in said for text in lines)
+    assert [lines[-1] for lines in said] == [
+        "dreamer.py: --host: found 1/3, but process 0 has 0/2"] * 2
+
+
+def test_a_second_process_0_says_that_the_port_is_in_use():
+    address, code = f"localhost:{_port()}", LIGHT.replace("20.0, 10.0,", "60.0, 0.5,")
+    with ExitStack() as stack:
+        for line in ("for 1 of 2 processes at ADDRESS (gives up after 60 s)",
+                     "for the port of ADDRESS, which is in use (gives up after 90 s)"):
+            process = stack.enter_context(subprocess.Popen(
+                [sys.executable, "-c", code, "--hosts", address, "--host", "0/2"], cwd=ROOT,
+                stderr=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            assert process.stderr.readline() == (
+                f"dreamer.py: --hosts: waiting {line.replace('ADDRESS', address)}\n")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_others_end_soon_in_one_line_and_say_how_to_go_on(name, side_by_side):
+    _one_ends(*side_by_side[name], *WRONG[name][1:])
 
 
 @pytest.mark.parametrize("flags, line", [
