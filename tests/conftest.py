@@ -82,8 +82,11 @@ def full():
 
 @pytest.fixture(autouse=True)
 def _slow_tests_in_full(request, monkeypatch):
-    """Slow tests measure what a user gets, and train for long."""
-    if request.node.get_closest_marker("slow"):
+    """Slow tests measure what a user gets, and train for long.
+
+    Those with the marker `hurried` compare with what the fast tests have compiled."""
+    is_marked = request.node.get_closest_marker
+    if is_marked("slow") and not is_marked("hurried"):
         monkeypatch.delenv(HURRY)
         monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(ONE_PIECE, ""))
         with _in_full():

@@ -123,7 +123,8 @@ def _kill(run, times):
         process.communicate()
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [
+    2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.hurried])])
 def test_a_run_that_is_killed_at_random_moments_ends_like_an_undisturbed_one(
         times, whole, stopped, tmp_path, capsys):
     run = tmp_path / f"killed-{times}"
