@@ -245,7 +245,8 @@ def test_the_others_end_soon_whoever_it_is(name):
         _one_ends(processes, time.monotonic(), wrong, line)
 
 
-def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the_end(side_by_side):
+@pytest.mark.usefixtures("side_by_side")  # these wait from here on, while other tests run
+def test_a_process_that_never_arrives_is_named_while_it_is_waited_for_and_at_the_end():
     waiting = {
         0: ("1 of 2 processes", "1 of 2 processes (1) did not arrive at ADDRESS within 4 s"),
         1: ("process 0", "process 0 did not arrive at ADDRESS within 4 s")}
