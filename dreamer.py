@@ -64,7 +64,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 
 import gymnax_wrappers
@@ -80,7 +79,7 @@ from jaxmodels_nnx import (
 )
 from utils.core import cli, devices, fast_forms
 from utils.core import replay as replay_buffer
-from utils.core.devices import DEVICES
+from utils.core.devices import DEVICES, Calls
 from utils.core.references import REFERENCES
 from utils.core.settings import Config, rounds_per_chunk, updates_per_steps
 from utils.run.chunks import train_chunks
@@ -122,6 +121,7 @@ class AgentState(NamedTuple):
 
     params: Any  # weights of the networks
     slow_critic: Any  # weights of the slow critic
+    average: Any  # running average of the weights: those that are evaluated and kept
     opt_state: Any
     return_range: jax.Array  # [2] running low and high percentile of the returns
     step: jax.Array  # updates done
@@ -164,6 +164,7 @@ class Program:
     networks: nnx.GraphDef
     critic: nnx.GraphDef
     optimizer: optax.GradientTransformation
+    updates: int  # of the whole run
     groups: int = 1  # of devices, each of which trains seeds of its own
 
 
@@ -539,6 +540,16 @@ def advantages(returns, values, return_range, limit):
     return (returns - values) / jnp.maximum(limit, return_range[1] - return_range[0])
 
 
+def entropy_scale(return_range, done, learning):
+    """η = eta · max(f, f^done · min(1, S / L)), where f is `eta_final`: 1 gives the paper's eta
+
+    It falls from eta to f · eta over a run of which a share `done` is over, and at once where
+    returns differ less than L. Shapes: return_range [2], done [] -> []."""
+    small = jnp.minimum(1.0, (return_range[1] - return_range[0]) / learning.return_limit)
+    final = learning.eta_final
+    return learning.eta * jnp.maximum(final, final**done * small)
+
+
 def actor_loss(policy, a, advantage, eta):
     """Eq. 6 | -(sg(advantage) ln π(a_t | s_t) + η H[π(a_t | s_t)])
 
@@ -578,7 +589,7 @@ def world_losses(networks, batch, key, config):
     return losses, latent, metrics
 
 
-def imagination_losses(networks, frozen, imagined, return_range, config):
+def imagination_losses(networks, frozen, imagined, return_range, done, config):
     """Eq. 5-7 | critic and actor losses on imagined rollouts; no other network gets a gradient
 
     -> dict of scalars, λ-returns [N, H] and the new return range [2], metrics."""
@@ -596,7 +607,8 @@ def imagination_losses(networks, frozen, imagined, return_range, config):
 
     weight = trajectory_weights(c)[:, :-1]
     critic = critic_loss(logits, returns, slow_values[:, :-1], bins, learning.slow_scale)
-    actor = actor_loss(policy, imagined.a, advantage, learning.eta)
+    eta = entropy_scale(return_range, done, learning)
+    actor = actor_loss(policy, imagined.a, advantage, eta)
     losses = {"critic": (weight * critic).mean(), "actor": (weight * actor).mean()}
     metrics = {
         "imagination/return": returns.mean(),
@@ -604,6 +616,7 @@ def imagination_losses(networks, frozen, imagined, return_range, config):
         "imagination/continue": c[:, 1:].mean(),
         "imagination/value": values.mean(),
         "actor/entropy": policy.entropy().mean(),
+        "actor/eta": eta,
         "actor/advantage_std": advantage.std(),
         "actor/return_low": return_range[0],
         "actor/return_high": return_range[1],
@@ -639,7 +652,7 @@ def agent_losses(program, params, state, batch, key):
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), start)
     imagined = imagine(frozen.networks, start, config.learning.imagination, imagine_key)
     behaviour, (returns, return_range), more = imagination_losses(
-        networks, frozen, imagined, state.return_range, config)
+        networks, frozen, imagined, state.return_range, state.step / program.updates, config)
 
     rows = jax.tree.map(lambda x: x[:, 1:], batch)
     bootstrap = returns[:, 0].reshape(rows.r.shape)
@@ -712,17 +725,18 @@ def train_step(program, state, batch, key):
 
     -> AgentState, Latent, metrics."""
     grads, aux = jax.grad(total_loss, has_aux=True)(state.params, program, state, batch, key)
-    flat, restore = ravel_pytree(grads)  # one vector: one exchange among devices
-    mean = jax.lax.pmean(flat.astype(program.config.optimizer.mean_dtype), DEVICES)
-    grads = restore(mean.astype(flat.dtype))
+    grads = devices.mean(grads, program.config.optimizer.mean_dtype)
     updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     rate = program.config.learning.slow_rate
     slow_critic = optax.incremental_update(params["critic"], state.slow_critic, rate)
+    step = state.step + 1
+    share = 1.0 / jnp.maximum(1.0, program.config.optimizer.average * step)
+    average = optax.incremental_update(params, state.average, share)
     norms = fast_forms.norms(jax.tree.leaves(grads))
     metrics = aux.metrics | {"optimizer/grad_norm": jnp.linalg.norm(norms)}
-    state = AgentState(params=params, slow_critic=slow_critic, opt_state=opt_state,
-                       return_range=aux.return_range, step=state.step + 1)
+    state = AgentState(params=params, slow_critic=slow_critic, average=average,
+                       opt_state=opt_state, return_range=aux.return_range, step=step)
     return state, aux.latent, metrics
 
 
@@ -768,8 +782,7 @@ def play(program, networks, actor, key):
     latent, a = act(networks, timestep, actor.latent, actor.a, act_key)
     episode_return = actor.episode_return + timestep.r
     length = actor.length + ~timestep.is_first  # a reset row is no action
-    stats = EpisodeStats(
-        is_last=timestep.is_last, episode_return=episode_return, length=length)
+    stats = EpisodeStats(is_last=timestep.is_last, episode_return=episode_return, length=length)
     # After the last row of an episode, env.step ignores a and returns the next one's first row.
     env_keys = jax.random.split(env_key, len(a))
     env, after = jax.vmap(program.env.step)(env_keys, actor.env, a)
@@ -801,7 +814,8 @@ def update(program, state):
     """One batch from the replay, one update, fresh latents back: -> RunnerState, metrics"""
     config = program.config.replay
     key, sample_key, train_key = jax.random.split(state.key, 3)
-    batch, index = replay_buffer.sample(state.replay, sample_key, config.batch, config.length + 1)
+    batch, index = replay_buffer.sample(
+        state.replay, sample_key, config.batch, config.length + 1, config.recent)
     agent, latent, metrics = train_step(program, state.agent, batch, train_key)
     fresh = {"h": latent.h, "z": latent_classes(latent)}
     trained = index._replace(place=index.place[:, 1:])  # row 0 only gave the state before
@@ -839,8 +853,7 @@ def on_all_devices(function, program, state, number):
         after, stats, metrics = function(devices.part(program), own, number)
         key = jax.random.fold_in(state.key, jax.lax.axis_size(DEVICES))  # again the same on all
         stats = jax.lax.all_gather(stats, DEVICES, axis=2, tiled=True)
-        flat, restore = ravel_pytree(metrics)
-        return after._replace(key=key), stats, restore(jax.lax.pmean(flat, DEVICES))
+        return after._replace(key=key), stats, devices.mean(metrics)
 
     return jax.shard_map(on_one, mesh=devices.mesh(program.config, program.groups),
                          in_specs=(spec,), out_specs=(spec, P(), P()), check_vma=False)(state)
@@ -888,7 +901,7 @@ def build(config, env):
     rows = (config.run.steps - config.run.prefill) * config.run.train_ratio
     updates = round(rows / (config.replay.batch * config.replay.length))
     program = Program(config=config, env=env, networks=networks, critic=critic,
-                      optimizer=laprop(config.optimizer, updates))
+                      optimizer=laprop(config.optimizer, updates), updates=updates)
     return program, shapes
 
 
@@ -899,29 +912,16 @@ def init(program, key):
     weights_key, actor_key, loop_key = jax.random.split(key, 3)
     params = nnx.state(Networks(config.model, program.env, nnx.Rngs(weights_key)))
     agent = AgentState(params=params, slow_critic=jax.tree.map(jnp.copy, params["critic"]),
-                       opt_state=program.optimizer.init(params), return_range=jnp.zeros(2),
-                       step=jnp.zeros((), jnp.int32))
+                       average=jax.tree.map(jnp.copy, params), return_range=jnp.zeros(2),
+                       opt_state=program.optimizer.init(params), step=jnp.zeros((), jnp.int32))
     actor = start_episodes(program, config.run.envs, actor_key)
     row = jax.tree.map(lambda x: x[0], transition(actor.timestep, actor.a, actor.latent))
     replay = replay_buffer.create(row, config.run.envs, config.replay.capacity)
     return RunnerState(agent=agent, replay=replay, actor=actor, key=loop_key)
 
 
-class Calls(NamedTuple):
-    """The compiled functions that `train` calls, for one agent or for several seeds at once."""
-
-    init: Any
-    prefill: Any
-    train_chunk: Any
-    evaluate: Any
-
-
 ONE_SEED = Calls(init, prefill, train_chunk, evaluate)
-SEVERAL_SEEDS = Calls(
-    init=devices.over_seeds(init, (None, 0)),
-    prefill=devices.over_seeds(prefill, (None, 0, None), donate=1),
-    train_chunk=devices.over_seeds(train_chunk, (None, 0, None), donate=1),
-    evaluate=devices.over_seeds(evaluate, (None, 0, 0)))
+SEVERAL_SEEDS = ONE_SEED.over_seeds()
 
 
 def calls_for(program, several=False, steps=0):

@@ -1,16 +1,19 @@
 """Each equation of dreamer.py has the property, or the number by hand, that the paper gives it."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import dreamer
 from jaxmodels_nnx import Categorical
 from utils.core import replay
+from utils.core.devices import on_one_device
 
 BINS = jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0])
 HALF = np.expm1(np.linspace(0.0, 20.0, 128))
@@ -383,6 +386,27 @@ def test_advantages_are_divided_by_the_range_but_never_by_less_than_the_limit(hi
     assert_allclose(advantages, [[4.0 / divisor, -2.0 / divisor]])
 
 
+ETA = SimpleNamespace(eta=0.5, eta_final=0.01, return_limit=2.0)
+
+
+@pytest.mark.entropy_scale
+@pytest.mark.parametrize("spread, done, scale", [
+    (2.0, 0.0, 0.5), (9.0, 0.0, 0.5),  # no more than eta, however far returns are apart
+    (9.0, 0.5, 0.05), (9.0, 1.0, 0.005),  # falls geometrically to eta_final times eta
+    (0.5, 0.0, 0.125), (0.5, 0.5, 0.0125),  # and in proportion where returns differ little
+    (0.0, 0.0, 0.005), (0.5, 1.0, 0.005)])  # but no further than the end of the run
+def test_the_entropy_scale_falls_over_the_run_and_where_returns_differ_little(spread, done, scale):
+    found = dreamer.entropy_scale(jnp.array([7.0, 7.0 + spread]), done, ETA)
+    assert_allclose(found, scale, rtol=1e-5)
+
+
+@pytest.mark.entropy_scale
+def test_the_entropy_scale_is_constant_with_the_papers_eta_final():
+    paper = SimpleNamespace(eta=3e-4, eta_final=1.0, return_limit=1.0)
+    for spread, done in [(0.0, 0.0), (0.0, 1.0), (5.0, 0.5)]:
+        assert_allclose(dreamer.entropy_scale(jnp.array([0.0, spread]), done, paper), 3e-4)
+
+
 @pytest.mark.actor_loss
 def test_the_actor_loss_makes_good_actions_likelier_and_bad_ones_rarer():
     logits, a = jnp.array([1.0, 0.0, -1.0]), jnp.array([0.0, 1.0, 0.0])
@@ -418,6 +442,33 @@ def test_the_total_loss_scales_each_loss_by_its_own_beta_and_misses_none(monkeyp
         dreamer.total_loss(None, program, None, None, None)
 
 
+def averages(share, steps, monkeypatch):
+    """The averaged weight after each of so many updates; after update t the weight itself is t."""
+    monkeypatch.setattr(dreamer, "total_loss", lambda params, *_: (
+        -jnp.sum(params["critic"]), dreamer.Aux(None, None, {})))
+    program = SimpleNamespace(optimizer=optax.sgd(1.0), config=SimpleNamespace(
+        learning=SimpleNamespace(slow_rate=0.1),
+        optimizer=SimpleNamespace(mean_dtype="float32", average=share)))
+    params = {"critic": jnp.zeros(1)}
+    state = dreamer.AgentState(
+        params=params, slow_critic=params["critic"], average=params,
+        opt_state=program.optimizer.init(params), return_range=None, step=0)
+    one_update, found = jax.jit(on_one_device(partial(dreamer.train_step, program))), []
+    for _ in range(steps):
+        state, *_ = one_update(state, None, None)
+        found.append(float(state.average["critic"][0]))
+    assert state.params["critic"][0] == steps
+    return found
+
+
+@pytest.mark.train_step
+def test_the_averaged_weights_are_those_of_all_updates_of_the_last_one_or_of_a_share(monkeypatch):
+    assert_allclose(averages(0.0, 5, monkeypatch), [1, 2, 3, 4, 5])
+    assert_allclose(averages(1.0, 5, monkeypatch), [1, 1.5, 2, 2.5, 3])  # the mean of 1 ... t
+    late = averages(0.25, 200, monkeypatch)[-1]
+    assert_allclose(late, 200 / (1 + 0.25), rtol=1e-2)  # the limit: as far back as it is long
+
+
 def teach_nothing(program, agent, batch, key):
     """Stands in for `train_step`: one update more, and latents that can be told from the old."""
     fresh = dreamer.Latent(batch.h[:, 1:] + 10.0, jax.nn.one_hot(batch.z[:, 1:] + 1, 4))
@@ -427,7 +478,7 @@ def teach_nothing(program, agent, batch, key):
 @pytest.mark.update
 def test_an_update_gives_the_rows_that_it_was_trained_on_their_fresh_latents(monkeypatch):
     monkeypatch.setattr(dreamer, "train_step", teach_nothing)
-    config = SimpleNamespace(replay=SimpleNamespace(batch=1, length=3))
+    config = SimpleNamespace(replay=SimpleNamespace(batch=1, length=3, recent=0))
     rows = [dreamer.Transition(*[jnp.zeros(1)] * 6, h=jnp.full((1, 1), t),
                                z=jnp.array([[t % 2]], jnp.uint8)) for t in (0.0, 1.0, 2.0, 3.0)]
     stored = replay.create(jax.tree.map(lambda x: x[0], rows[0]), 1, 6)

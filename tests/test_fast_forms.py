@@ -126,7 +126,8 @@ def random_batch(x_shape, pixels):
 def test_every_loss_and_all_gradients_of_a_whole_update(x_shape, discrete, monkeypatch):
     program, params = networks_of(x_shape, discrete)
     batch = random_batch(x_shape, len(x_shape) == 3)
-    state = dreamer.AgentState(params, params["critic"], None, jnp.array([-1.0, 2.0]), 0)
+    state = dreamer.AgentState(params=params, slow_critic=params["critic"], average=params,
+                               opt_state=None, return_range=jnp.array([-1.0, 2.0]), step=0)
     found = []
     for on_cpu in (True, False):
         monkeypatch.setattr(fast_forms, "on_cpu", partial(bool, on_cpu))

@@ -556,7 +556,7 @@ class Case:
         frozen = dreamer.Frozen(networks, lambda s: s[..., SLOW])
         imagined = dreamer.Imagined(s=s, a=self.a)
         found = on_one_device(dreamer.imagination_losses)(
-            networks, frozen, imagined, self.range_before, PAPER)
+            networks, frozen, imagined, self.range_before, 0.5, PAPER)
         return sum(found[0].values()), found
 
 
@@ -791,7 +791,9 @@ def test_the_slow_critic_follows_the_critic_after_each_update_as_the_official_on
     monkeypatch.setattr(dreamer, "total_loss", no_loss)
     program = SimpleNamespace(config=PAPER, optimizer=SimpleNamespace(update=move_there))
     slow = critic_weights("slow_step0:")
-    state = dreamer.AgentState({"critic": slow}, slow, None, None, 0)
+    params = {"critic": slow}
+    state = dreamer.AgentState(params=params, slow_critic=slow, average=params, opt_state=None,
+                               return_range=None, step=0)
     for step in (1, 2, 3):
         target = {"critic": critic_weights(f"source_step{step}:")}
         one_update = on_one_device(dreamer.train_step)

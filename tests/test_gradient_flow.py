@@ -51,7 +51,8 @@ def every_loss(program, inputs, free_bits, taught):
     learning = dataclasses.replace(program.config.learning, free_bits=free_bits)
     program = dataclasses.replace(
         program, config=dataclasses.replace(program.config, learning=learning))
-    state = dreamer.AgentState(params, slow_critic, None, return_range, 0)
+    state = dreamer.AgentState(params=params, slow_critic=slow_critic, average=None,
+                               opt_state=None, return_range=return_range, step=0)
     losses, aux = on_one_device(partial(dreamer.agent_losses, program))(params, state, *inputs)
     parts = {name: aux.metrics[f"losses/{name}"] for name in ("decoder", "reward", "continue")}
     return {name.replace("_", " "): loss for name, loss in (losses | parts).items()}

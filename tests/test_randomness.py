@@ -151,9 +151,10 @@ def test_replayed_and_imagined_states_are_drawn_with_two_keys_and_anew_for_each_
         {}, (jnp.zeros((N * T, 3)), None), {}))
     monkeypatch.setattr(dreamer, "replay_critic_loss", lambda *_: 0.0)
     config = SimpleNamespace(learning=SimpleNamespace(imagination=3))
-    state = SimpleNamespace(slow_critic=None, return_range=None)
+    state = SimpleNamespace(slow_critic=None, return_range=None, step=0)
     for key in KEYS:
-        dreamer.agent_losses(SimpleNamespace(config=config), None, state, ROWS, key)
+        dreamer.agent_losses(
+            SimpleNamespace(config=config, updates=1), None, state, ROWS, key)
     assert len(drawn) == 4 and repeated(drawn) == 0.0
 
 
@@ -176,10 +177,11 @@ def test_a_gradient_step_hands_its_key_to_the_losses(monkeypatch):
     program = SimpleNamespace(
         optimizer=optax.sgd(0.1),
         config=SimpleNamespace(learning=SimpleNamespace(slow_rate=0.1),
-                               optimizer=SimpleNamespace(mean_dtype="float32")))
+                               optimizer=SimpleNamespace(mean_dtype="float32", average=0)))
     params = {"critic": jnp.zeros(())}
     state = dreamer.AgentState(
-        params, params["critic"], program.optimizer.init(params), jnp.zeros(2), 0)
+        params=params, slow_critic=params["critic"], average=params,
+        opt_state=program.optimizer.init(params), return_range=jnp.zeros(2), step=0)
     step = jax.jit(on_one_device(partial(dreamer.train_step, program)))
     assert repeated([step(state, None, key)[2]["draw"] for key in KEYS]) == 0.0
 
@@ -227,7 +229,7 @@ def test_each_update_draws_a_batch_of_its_own_and_learns_with_a_key_of_its_own(m
     flags = dict.fromkeys(["is_first", "is_last", "is_terminal"], column > 0.0)
     rows = dreamer.Transition(x=column, r=column, **flags, a=column, h=column,
                               z=jnp.zeros((1, 4096, 1), jnp.uint8))
-    config = SimpleNamespace(replay=SimpleNamespace(batch=N, length=1))
+    config = SimpleNamespace(replay=SimpleNamespace(batch=N, length=1, recent=0))
     update = jax.jit(partial(dreamer.update, SimpleNamespace(config=config)))
     state, first = update(dreamer.RunnerState(
         None, replay.Replay(rows, jnp.int32(4096)), None, KEYS[0]))
@@ -257,6 +259,6 @@ def test_each_step_of_an_evaluation_has_a_key_of_its_own_and_another_evaluation_
     monkeypatch.setattr(dreamer, "start_episodes", start_drawn)
     monkeypatch.setattr(dreamer, "play", play_and_end_one)
     config = SimpleNamespace(run=SimpleNamespace(eval_episodes=N, eval_limit=2 * N))
-    program = dreamer.Program(config, None, None, None, None)
+    program = dreamer.Program(config, None, None, None, None, updates=1)
     found = [dreamer.evaluate(program, None, key) for key in KEYS]
     assert repeated(*(number for pair in found for number in pair)) == 0.0

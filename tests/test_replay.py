@@ -76,6 +76,33 @@ def test_rings_and_starts_are_drawn_uniformly_and_independently(written):
     assert np.sum((counts - expected) ** 2 / expected) < freedom + 4 * (2 * freedom) ** 0.5
 
 
+@pytest.mark.parametrize("written", [LENGTH, 7, 17])
+def test_recent_starts_are_drawn_in_proportion_to_one_over_their_age(written):
+    rows, index = jax.jit(lambda buffer: replay.sample(
+        buffer, jax.random.key(3), 20_000, LENGTH, 1.0))(filled(written))
+    t = rows.n % 100
+    assert_array_equal(t - t[:, :1], np.broadcast_to(np.arange(LENGTH), t.shape))
+    kinds = min(written, SIZE) - LENGTH + 1
+    age = written - LENGTH + 1 - t[:, 0]  # 1 is the newest start
+    counts = np.bincount(age, minlength=kinds + 1)[1:]
+    edges = np.log1p(np.arange(kinds + 1)) / np.log1p(kinds)  # 1 / age, integrated from age to + 1
+    expected = 20_000 * np.diff(edges)
+    assert len(counts) == kinds
+    assert np.sum((counts - expected) ** 2 / expected) < kinds + 4 * (2 * kinds) ** 0.5
+    assert set(index.ring[:, 0].tolist()) == set(range(RINGS))
+
+
+def test_a_share_of_the_sequences_is_recent_and_the_others_are_drawn_as_without():
+    buffer = filled(17)
+    draws = jax.jit(replay.sample, static_argnums=(2, 3, 4))
+    uniform, some, all_ = (draws(buffer, jax.random.key(4), 20_000, LENGTH, share)[0].n[:, 0]
+                           for share in (0, 0.25, 1.0))
+    same = np.mean((some == uniform) & (some != all_))
+    changed = np.mean((some != uniform) & (some == all_))
+    assert_array_equal((some == uniform) | (some == all_), True)
+    assert changed / (changed + same) == pytest.approx(0.25, abs=0.02)
+
+
 def test_a_full_ring_holds_the_newest_rows_each_at_its_number_modulo_the_size():
     buffer = filled(17)
     for ring, rows in enumerate(buffer.rows.n):

@@ -240,7 +240,7 @@ def imagined_returns(tables, onward, lambda_, steps, copies=1):
     start = dreamer.Latent(jnp.tile(jnp.eye(5), (copies, 1)), jnp.ones((5 * copies, 1, 1)))
     imagined = dreamer.imagine(networks, start, steps, jax.random.key(0))
     losses = on_one_device(dreamer.imagination_losses)
-    _, (returns, _), _ = losses(networks, frozen, imagined, jnp.zeros(2), settings)
+    _, (returns, _), _ = losses(networks, frozen, imagined, jnp.zeros(2), 0.0, settings)
     return returns.reshape(copies, 5, steps).mean(0)
 
 

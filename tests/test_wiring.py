@@ -1,5 +1,7 @@
 """What one update hands from function to function: the right rows, states, returns and keys."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import dreamer
 import gymnax_wrappers
 from utils.core import config
 from utils.core.settings import Config
+from utils.run import chunks
 
 KEY, B, T = jax.random.key(0), 2, 3
 QUICKLY = {"xla_backend_optimization_level": 0}  # most of the time is the compiler's
@@ -151,3 +154,16 @@ def test_the_fresh_state_of_a_row_is_written_to_that_row(program, loop, monkeypa
     fresh = after.h[..., 0] != 0.0
     assert 0 < fresh.sum() <= B * T
     assert_array_equal(after.h[fresh][:, 0], 1000.0 + after.x[fresh][:, 0])
+
+
+def test_what_is_evaluated_and_kept_are_the_averaged_weights(monkeypatch):
+    for name in ("placed", "own", "meet"):  # nothing is on a device here
+        monkeypatch.setattr(chunks.parts, name, lambda *given: given[-1])
+    settings = config.load("dreamer.yaml", Config, ["debug"])
+    program = SimpleNamespace(config=settings, env=SimpleNamespace(on_host=False))
+    agent = SimpleNamespace(params="those that play and learn", average="averaged")
+    actor = SimpleNamespace(env=SimpleNamespace(fault=None))
+    state = SimpleNamespace(agent=agent, actor=actor)
+    session = SimpleNamespace(due=lambda steps: (True, False, False))
+    (chunk,) = chunks.train_chunks(program, lambda state: (state, None, {}), state, session)
+    assert chunk.params == "averaged"

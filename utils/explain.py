@@ -80,6 +80,7 @@ QUANTITIES = {
         "advantage": ("(R-v)/max(L,S)", "advantages", "N H"),
         "log_prob": ("ln π(a_t|s_t)", "log-probability of the action", "N H"),
         "policy_entropy": ("H[π(·|s_t)]", "entropy of the policy, nats", "N H"),
+        "eta": ("η", "scale of the entropy bonus", ""),
         "actor": ("Eq. 6", "actor loss of each step", "N H"),
         "actor_loss": ("Π c_i · above", "its mean is the actor loss", "N H"),
     },
@@ -229,7 +230,8 @@ def _values(program, state, batch, key):
     values, latent = _world_values(networks.world, batch, observe_key, config)
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latent)
     imagined = dreamer.imagine(networks, start, config.learning.imagination, imagine_key)
-    values |= _imagination_values(networks, slow_critic, imagined, state.return_range, config)
+    done = state.step / program.updates
+    values |= _imagination_values(networks, slow_critic, imagined, state.return_range, done, config)
     values |= {name: values["weights"] * values[name.removesuffix("_loss")]
                for name in ("critic_loss", "actor_loss")}
     rows = jax.tree.map(lambda x: x[:, 1:], batch)
@@ -258,7 +260,7 @@ def _world_values(world, batch, key, config):
     }, latent
 
 
-def _imagination_values(networks, slow_critic, imagined, return_range, config):
+def _imagination_values(networks, slow_critic, imagined, return_range, done, config):
     """Values of actor and critic on imagined rollouts."""
     learning, bins = config.learning, dreamer.value_bins(config.model.bins)
     s, before_last = imagined.s, imagined.s[:, :-1]
@@ -269,6 +271,7 @@ def _imagination_values(networks, slow_critic, imagined, return_range, config):
     returns = dreamer.lambda_returns(r, c, values, learning.lambda_)
     return_range = dreamer.update_return_range(return_range, returns, learning)
     limit, policy = learning.return_limit, networks.actor(before_last)
+    eta = dreamer.entropy_scale(return_range, done, learning)
     advantage = dreamer.advantages(returns, values[:, :-1], return_range, limit)
     return {
         "imagined_s": s, "imagined_a": imagined.a, "imagined_r": r, "imagined_c": c,
@@ -278,8 +281,8 @@ def _imagination_values(networks, slow_critic, imagined, return_range, config):
         "critic": dreamer.critic_loss(
             networks.critic(before_last), returns, slow_values, bins, learning.slow_scale),
         "scale": jnp.maximum(limit, return_range[1] - return_range[0]), "advantage": advantage,
-        "log_prob": policy.log_prob(imagined.a), "policy_entropy": policy.entropy(),
-        "actor": dreamer.actor_loss(policy, imagined.a, advantage, learning.eta),
+        "log_prob": policy.log_prob(imagined.a), "policy_entropy": policy.entropy(), "eta": eta,
+        "actor": dreamer.actor_loss(policy, imagined.a, advantage, eta),
     }
 
 

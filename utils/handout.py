@@ -42,7 +42,7 @@ PAGES = ("README.md", "tests/golden/README.md", *(f"docs/{name}.md" for name in 
     "differences", "environments", "equations", "hosts", "imagination", "reading", "results",
     "running", "speed", "speed_trials", "stability")))
 FOR_TEACHERS = re.compile(r"<!-- teachers -->.*?<!-- /teachers -->", re.DOTALL)  # of PAGES
-COUNTED = re.compile(r"^\| `([\w.]+)` \| \d+ \|", re.MULTILINE)  # lines of a file, in README.md
+COUNTED = re.compile(r"^\| `(\w+\.(?:py|yaml))` \| \d+ \|", re.MULTILINE)  # in README.md
 ASSIGNMENT = "ASSIGNMENT.md"
 # The end of dreamer.py, and that of a copy in which something is to be written.
 START = """\

@@ -4,9 +4,11 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 DEVICES = "devices"  # the mesh axis along which environments and batches are divided
@@ -79,6 +81,12 @@ def own(rows, count):
     return rows if len(rows) == count else rows[first:first + count]
 
 
+def mean(tree, dtype=None):
+    """The mean over all devices of the arrays of a tree, exchanged as one vector, in `dtype`."""
+    flat, restore = ravel_pytree(tree)
+    return restore(jax.lax.pmean(flat.astype(dtype or flat.dtype), DEVICES).astype(flat.dtype))
+
+
 def sample_of(returns):
     """The returns [N, H] of a device from which percentiles are taken; all, up to WHOLE devices
 
@@ -108,6 +116,22 @@ def on_one_device(function):
     return lambda *args: jax.tree.map(
         lambda leaf: leaf[0],
         jax.vmap(lambda _: function(*args), axis_name=DEVICES)(np.zeros(1)))
+
+
+class Calls(NamedTuple):
+    """The compiled functions of a training loop, for one agent or for several seeds at once."""
+
+    init: Any  # (program, key) -> RunnerState
+    prefill: Any  # (program, RunnerState, steps) -> RunnerState, EpisodeStats
+    train_chunk: Any  # (program, RunnerState, rounds) -> RunnerState, EpisodeStats, metrics
+    evaluate: Any  # (program, weights, key) -> returns and lengths of episodes
+
+    def over_seeds(self):
+        """The same functions, jitted, for several seeds along a new leading axis."""
+        return Calls(init=over_seeds(self.init, (None, 0)),
+                     prefill=over_seeds(self.prefill, (None, 0, None), donate=1),
+                     train_chunk=over_seeds(self.train_chunk, (None, 0, None), donate=1),
+                     evaluate=over_seeds(self.evaluate, (None, 0, 0)))
 
 
 def over_seeds(function, axes, donate=None):

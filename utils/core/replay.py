@@ -52,11 +52,12 @@ def write(replay, row):
     return Replay(rows, replay.written + 1)
 
 
-def sample(replay, key, batch, length):
+def sample(replay, key, batch, length, recent=0):
     """Sample `batch` sequences of `length` consecutive rows, uniform over rings and starts.
 
     A sequence may span episodes but never wraps from the newest row to the oldest.
-    At least `length` rows must have been written to each ring.
+    At least `length` rows must have been written to each ring. With the probability `recent`, a
+    start is drawn in proportion to 1 / its age instead, where the newest one has the age 1.
 
     Shapes: rows [B, L, ...], Index."""
     size = ring_size(replay)
@@ -64,7 +65,13 @@ def sample(replay, key, batch, length):
     filled = jnp.minimum(replay.written, size)
     ring_key, start_key = jax.random.split(key)
     ring = jax.random.randint(ring_key, (batch, 1), 0, envs)
-    start = jax.random.randint(start_key, (batch, 1), 0, filled - length + 1)
+    starts = filled - length + 1
+    start = jax.random.randint(start_key, (batch, 1), 0, starts)
+    if recent:
+        age_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
+        age = (starts + 1.0) ** jax.random.uniform(age_key, (batch, 1))  # uniform in its logarithm
+        newer = starts - jnp.clip(age.astype(jnp.int32), 1, starts)
+        start = jnp.where(jax.random.bernoulli(choice_key, recent, (batch, 1)), newer, start)
     place = (replay.written - filled + start + jnp.arange(length)) % size
     return jax.tree.map(lambda leaf: leaf[ring, place], replay.rows), Index(ring, place)
 

@@ -86,6 +86,7 @@ class Replay:
     capacity: int = setting("rows stored, over all environments", low=1)
     batch: int = setting("B: sequences per update", low=1)
     length: int = setting("T: trained rows per sequence", low=1)
+    recent: float = setting("share of sequences drawn in proportion to 1/age", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Learning:
     horizon: float = setting("1/(1-γ): steps until the discount has decayed to 1/e", above=1)
     lambda_: float = setting("λ of the λ-return", low=0, high=1)
     eta: float = setting("η: scale of the actor's entropy bonus", low=0)
+    eta_final: float = setting("smallest η, as a share of eta: that of the end of the run",
+                               low=0, high=1)
     slow_rate: float = setting("share of the slow critic replaced per update", low=0, high=1)
     slow_scale: float = setting("scale of the slow critic's regulariser", low=0)
     return_rate: float = setting("share of the return range replaced per update", low=0, high=1)
@@ -129,6 +132,8 @@ class Optimizer:
     rms_decay: float = setting("decay of the mean square of the gradient", low=0, below=1)
     momentum: float = setting("decay of the momentum", low=0, below=1)
     eps: float = setting("ε added to the root mean square", above=0)
+    average: float = setting("share of updates whose weights are averaged to evaluate",
+                             low=0, high=1)
     mean_dtype: str = setting("type in which devices exchange gradients",
                               choices=("float32", "bfloat16"))
 

@@ -41,7 +41,7 @@ def train_chunks(program, train_chunk, state, session):
         steps = rounds * k * config.run.envs
         fault = parts.own(state.actor.env.fault)
         evaluates, saves, goes_on = session.due(steps)
-        params = parts.own(state.agent.params) if evaluates else None
+        params = parts.own(state.agent.average) if evaluates else None
         saved = parts.own(state) if saves else None
         if goes_on and ahead:
             running = train_chunk(state)

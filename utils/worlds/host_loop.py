@@ -166,7 +166,7 @@ class HostLoop:
 
 
 def calls(parts, steps):
-    """(prefill, train_chunk, evaluate) of dreamer.Calls, for a run of so many steps so far."""
+    """(prefill, train_chunk, evaluate) of devices.Calls, for a run of so many steps so far."""
     loop = HostLoop(parts, steps)
     return loop.prefill, Chunk(loop), loop.evaluate
 
