@@ -2,7 +2,7 @@
 
 `python -m pytest -m slow tests/test_cartpole.py` measures anew and writes docs/cartpole.json and
 docs/cartpole.png; `python -m tests.test_cartpole` draws the picture again and
-prints the sentence for README.md and the table for docs/results.md.
+prints the sentence for README.md, the table for docs/results.md and that for docs/stability.md.
 """
 
 import json
@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from tests import pages
+from utils import suite
 from utils.core.machine import machine
 from utils.run.curves import seeds_curve
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PICTURE = ROOT / "docs" / "cartpole.json", ROOT / "docs" / "cartpole.png"
+PROPOSED = ROOT / "docs" / "proposed"  # the numbers that docs/stability.md proposes
 SEEDS = range(10)
 SOLVED = 475.0  # mean return of an evaluation
 MOST_STEPS, MOST_SECONDS, MOST_MEGABYTES = 10_000, 60.0, 1000.0
@@ -66,17 +68,41 @@ def evaluations(path):
     return [[row["step"], row[name]] for row in rows if name in row]
 
 
+def afterwards(evaluations):
+    """The mean returns of the evaluations after the first one that counts as solved."""
+    values = [value for _, value in evaluations]
+    first = next((n for n, value in enumerate(values) if value >= SOLVED), len(values))
+    return values[first + 1:]
+
+
+def kept(evaluations):
+    """The share of the evaluations `afterwards` that count as solved; None if there are none."""
+    after = afterwards(evaluations)
+    return sum(value >= SOLVED for value in after) / len(after) if after else None
+
+
+def _shown(evaluations):
+    """How much is kept, and the lowest evaluation afterwards, as text."""
+    after = afterwards(evaluations)
+    return [f"{kept(evaluations):.0%}", f"{min(after):,.0f}"] if after else ["-", "-"]
+
+
+def _markdown(rows):
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def table(results):
     """The results as markdown: one row a seed, and where they were measured."""
     where, versions = results["machine"], results["versions"]
-    rows = [["seed", "solved after, steps", "solved after, s", "last evaluation while learning",
-             "score at the end", "whole run, s", "peak memory, MB"], ["---:"] * 7]
+    rows = [["seed", "solved after, steps", "solved after, s", "kept", "lowest afterwards",
+             "last evaluation while learning", "score at the end", "whole run, s",
+             "peak memory, MB"], ["---:"] * 9]
     keys = ("seed", "solved_steps", "solved_seconds", "last_return", "final_return", "seconds",
             "megabytes")
-    rows += [["-" if run[key] is None else f"{run[key]:,}" for key in keys]
-             for run in results["runs"]]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + (
+    for run in results["runs"]:
+        shown = ["-" if run[key] is None else f"{run[key]:,}" for key in keys]
+        rows.append([*shown[:3], *_shown(run["evaluations"]), *shown[3:]])
+    return _markdown(rows) + (
         f"\n\nMeasured on {results['date']} with {where['cpus']} CPU cores ({where['model']}), "
         f"Python {versions['python']}, jax {versions['jax']}, flax {versions['flax']}.")
 
@@ -91,6 +117,20 @@ def summary(results):
             f"{max(steps):,} environment steps (median {statistics.median(steps):,.0f}) and "
             f"{min(seconds):.0f}-{max(seconds):.0f} s (median {statistics.median(seconds):.0f} s). "
             f"With the weights that a run keeps, the worst seed scores {min(scores):g} of 500.")
+
+
+def proposed():
+    """The seeds of CartPole with the proposed numbers as markdown, and their summary below."""
+    seeds = suite.read(PROPOSED)["CartPole-v1"]["seeds"]
+    rows, shares = [["seed", "solved after, steps", "kept", "lowest afterwards",
+                     "last evaluation while learning", "score at the end"], ["---:"] * 6], []
+    for seed in seeds:
+        solved = [step for step, value in seed["curve"] if value >= SOLVED]
+        rows.append([str(seed["seed"]), f"{solved[0]:,}" if solved else "-",
+                     *_shown(seed["curve"]), f"{seed['last']:,.1f}", f"{seed['score']:,.1f}"])
+        shares += [share] if (share := kept(seed["curve"])) is not None else []
+    return _markdown(rows) + (
+        f"\n\nKept: {statistics.mean(shares):.0%} on average, least {min(shares):.0%}.")
 
 
 def draw(results):
@@ -135,6 +175,18 @@ def test_a_page_holds_the_measured_numbers_of_all_ten_seeds():
     assert summary(results) in " ".join(pages.block("ten seeds").split())
 
 
+def test_a_page_holds_cartpole_with_the_proposed_numbers():
+    found = pages.block("proposed cartpole")
+    assert proposed() == found, "fill it by: python -m tests.test_cartpole"
+
+
+@pytest.mark.parametrize("values, share", [
+    ([9.0, 474.9], None), ([9.0, 475.0], None), ([475.0, 474.9], 0.0),
+    ([9.0, 500.0, 400.0, 500.0, 475.0, 100.0], 0.5), ([480.0, 480.0], 1.0)])
+def test_kept_counts_the_evaluations_after_the_first_solved_one(values, share):
+    assert kept(list(enumerate(values))) == share
+
+
 def test_a_run_that_misses_every_figure_is_told_of_each_and_a_good_one_of_none():
     good = {"seed": 0, "solved_steps": 10_000, "solved_seconds": 60.0, "final_return": 475.0,
             "megabytes": 1000}
@@ -147,4 +199,4 @@ def test_a_run_that_misses_every_figure_is_told_of_each_and_a_good_one_of_none()
 if __name__ == "__main__":
     measured = json.loads(RESULTS.read_text(encoding="utf-8"))
     draw(measured)
-    print(summary(measured), table(measured), sep="\n\n")
+    print(summary(measured), table(measured), proposed(), sep="\n\n")

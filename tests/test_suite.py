@@ -24,6 +24,7 @@ from utils.study import runs
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs"
+PROPOSED = RESULTS / "proposed"
 # The settings that an environment's preset may change; all others are common.
 OWN = {"run": {"steps", "envs", "train_ratio", "chunk", "eval_every", "eval_limit", "save_every"},
        "model": None, "learning": {"eta"}}
@@ -302,6 +303,27 @@ def test_environments_differ_in_budget_and_size_and_some_in_eta_and_blocks_say_w
         assert re.search(rf"^  {re.escape(name)}:.*  # \S", text, re.MULTILINE), name
 
 
+def test_in_the_proposed_numbers_environments_differ_in_their_budget_alone():
+    shipped, proposed = (config.read(folder / "dreamer.yaml")["presets"]
+                         for folder in (ROOT, PROPOSED))
+    own = {name: block for name, block in proposed.items()
+           if name in {*REFERENCES, "gymnasium", "LunarLander-v3"}}
+    assert len(own) > 10
+    for name, block in own.items():
+        assert block.keys() == {"run"}, name
+        assert block["run"].keys() <= OWN["run"] | {"eval_episodes"}, name
+    others = {name: block for name, block in proposed.items() if name not in own}
+    assert others.pop("no_recent") == {"replay": {"recent": 0}}
+    assert others == {name: shipped.get(name) for name in others}
+    assert {"paper", "debug", "no_agc"} <= others.keys()
+
+
+def test_a_page_contains_the_table_of_the_proposed_numbers():
+    assert suite.table(suite.read(PROPOSED)) == pages.block("proposed"), (
+        "fill it by: python -m utils.suite --results docs/proposed --table")
+    assert (PROPOSED / "results.png").exists()
+
+
 def test_the_block_of_an_environment_comes_first_and_presets_and_flags_win():
     flags = ["--config", str(ROOT / "dreamer.yaml"), "--env", "Breakout-MinAtar"]
     block = blocks()["Breakout-MinAtar"]["run"]
@@ -328,10 +350,11 @@ def test_a_page_contains_the_table_of_the_results():
     assert (RESULTS / "results.png").exists()
 
 
-def test_the_results_were_made_with_the_shipped_settings():
-    for name, found in results().items():
+@pytest.mark.parametrize("numbers, folder", [(ROOT, RESULTS), (PROPOSED, PROPOSED)])
+def test_the_results_were_made_with_the_numbers_of_their_file(numbers, folder):
+    for name, found in suite.read(folder).items():
         for seed in found["seeds"]:
-            now = runs.resolved(ROOT / "dreamer.yaml", name, seed["seed"])
+            now = runs.resolved(numbers / "dreamer.yaml", name, seed["seed"])
             assert seed["mark"] == runs.fingerprint(now), (name, seed["seed"])
         scores = [seed["score"] for seed in found["seeds"]]
         assert found["score"] == pytest.approx(np.mean(scores))
