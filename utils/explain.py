@@ -189,7 +189,8 @@ def _compiled(program, call):
 def _play(program, state, key):
     """Play and sample a batch: -> AgentState, Transition [B, T + 1, ...]"""
     state, _ = dreamer.rollout(program, state, ROWS)
-    batch, _ = replay.sample(state.replay, key, BATCH, LENGTH + 1)
+    recent = program.config.replay.recent
+    batch, _ = replay.sample(state.replay, key, BATCH, LENGTH + 1, recent)
     return state.agent, batch
 
 
